@@ -1,0 +1,1 @@
+"""How long it takes, and why: workloads, hardware, mappings and the models that join them."""

@@ -1,0 +1,91 @@
+"""`Prediction`: a time with its reasons. Prints itself as the table a person wants and as the JSON of the design."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MODEL_VERSION = "0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One resource and the time it alone would need; `because` names the amount, the rate and the rate's source."""
+
+    name: str
+    time_s: float
+    because: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.name, "time_s": self.time_s, "because": self.because}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one workload costs on one target. Times in seconds, traffic in bytes, energy in picojoules."""
+
+    workload: str
+    key: str
+    target: str
+    family: str
+    cascade: str
+    time_s: float
+    time_low_s: float
+    time_high_s: float
+    bound: Bound
+    bounds: tuple[Bound, ...]
+    flops_matmul: float  # flash-attention convention: 2 per multiply-accumulate of the two contractions, unmasked points
+    flops_by_class: Mapping[str, float]
+    bytes_by_memory: Mapping[str, float]
+    passes: Mapping[str, int]
+    peak_flops_per_s: float
+    speedup: Mapping[str, float]
+    mapping: Mapping[str, Any]
+    assumptions: tuple[str, ...] = ()
+    energy_pj: float | None = None
+    energy_note: str = ""
+    cycles: Mapping[str, float] | None = None  # spatial arrays only, with the two fields below
+    utilisation: Mapping[str, float] | None = None
+    area_mm2: float | None = None
+    layers: int = 1
+    time_all_layers_s: float | None = None
+
+    @property
+    def intensity(self) -> float:
+        """Matmul FLOPs per byte of the farthest memory."""
+        far = next(iter(self.bytes_by_memory.values()), 0.0)
+        return self.flops_matmul / far if far else float("inf")
+
+    @property
+    def tflops(self) -> float:
+        """Achieved 10^12 FLOP/s in the flash-attention convention."""
+        return self.flops_matmul / self.time_s / 1e12
+
+    @property
+    def fraction_of_peak(self) -> float:
+        return self.flops_matmul / self.time_s / self.peak_flops_per_s
+
+    def as_json(self) -> dict[str, Any]:
+        """The interchange form of docs/design; arrays add cycles, utilisation, energy and area."""
+        out: dict[str, Any] = {
+            "workload": self.workload, "key": self.key, "target": self.target, "family": self.family,
+            "cascade": self.cascade, "time_s": self.time_s, "time_low_s": self.time_low_s,
+            "time_high_s": self.time_high_s, "bound": self.bound.as_json(),
+            "bounds": [b.as_json() for b in self.bounds],
+            "flops": {"matmul": self.flops_matmul, "by_class": dict(self.flops_by_class)},
+            "bytes": dict(self.bytes_by_memory), "intensity": self.intensity, "tflops": self.tflops,
+            "fraction_of_peak": self.fraction_of_peak, "passes": dict(self.passes), "speedup": dict(self.speedup),
+            "mapping": dict(self.mapping), "assumptions": list(self.assumptions), "model_version": MODEL_VERSION,
+        }  # fmt: skip
+        if self.energy_pj is not None:
+            out["energy_pj"] = self.energy_pj
+            out["energy_note"] = self.energy_note
+        if self.cycles is not None:
+            out["cycles"] = dict(self.cycles)
+            out["utilisation"] = dict(self.utilisation or {})
+            out["area_mm2"] = self.area_mm2
+        if self.time_all_layers_s is not None:
+            out["layers"] = self.layers
+            out["time_all_layers_s"] = self.time_all_layers_s
+        return out
