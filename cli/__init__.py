@@ -1,0 +1,104 @@
+"""The `einsight` command: one file per verb; parsing and printing only.
+
+A verb's module is imported when that verb runs, so that `einsight --help` does not pay for NumPy. Errors that a user
+can mend are einsight's own `ValueError`s and unreadable files; they become one message on stderr and exit code 2.
+Anything else is a bug and says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+DONE, FELL_SHORT, BAD_INPUT, BUG, INTERRUPTED = 0, 1, 2, 70, 130
+
+VERBS = {
+    "simulate": "How long a workload takes on each target, what limits it, and why.",
+    "explain": "A cascade's Einsums, operation counts, passes and live sets.",
+    "cascades": "The attention algorithms that are there; one name: all about it.",
+    "hardware": "The GPUs and arrays that are there; one name: every number with its source.",
+    "report": "A self-contained HTML page: rooflines, predictions, passes, sources.",
+    "doctor": "Versions, GPU, extras, reference data found.",
+}
+"""Verb (a module of this folder with a function `run`) and its line in `einsight --help`."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line and returns its exit code: 0 done, 1 fell short, 2 bad input, 70 a bug, 130 interrupted."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        application(next((w for w in words if not w.startswith("-")), ""))(words, prog_name="einsight")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else DONE
+    except Exception as error:
+        return _failed(error)
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+    return DONE
+
+
+def application(chosen: str) -> typer.Typer:
+    """The command with every verb listed and only the module of `chosen` imported."""
+    app = typer.Typer(
+        name="einsight", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        rich_markup_mode=None, help="What an attention algorithm costs on a GPU or a spatial array, and why.",
+        epilog="Example: einsight simulate --cascade one_pass --heads 32 --seq 8192 --target h100-sxm",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )  # fmt: skip
+    app.callback()(_global_options)
+    for verb, summary in VERBS.items():
+        run = importlib.import_module(f"einsight.cli.{verb}").run if verb == chosen else _not_loaded
+        app.command(verb, short_help=summary)(_interruptible(run))
+    return app
+
+
+def _global_options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        metadata = importlib.import_module("importlib.metadata")
+        typer.echo(f"einsight {metadata.version('einsight')}")
+        raise typer.Exit
+
+
+def _not_loaded() -> None:
+    raise AssertionError("only the chosen verb is run")
+
+
+def _interruptible(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run`, with Ctrl-C ending in one short line instead of the parser's own."""
+
+    def guarded(*args: Any, **options: Any) -> Any:
+        try:
+            return run(*args, **options)
+        except KeyboardInterrupt:
+            raise typer.Exit(_say("interrupted", INTERRUPTED)) from None
+
+    return functools.update_wrapper(guarded, run)
+
+
+def _failed(error: Exception) -> int:
+    if os.environ.get("EINSIGHT_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, ValueError) and type(error).__module__.startswith("einsight."):
+        return _say(str(error), BAD_INPUT)
+    if isinstance(error, OSError) and error.filename is not None:
+        return _say(f"{error.filename}: {error.strerror}", BAD_INPUT)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return _say(
+        f"this is a bug in einsight: {type(error).__name__}: {error} ({where.name}, line {where.lineno});"
+        " EINSIGHT_DEBUG=1 shows the traceback",
+        BUG,
+    )
+
+
+def _say(message: str, code: int) -> int:
+    print(f"einsight: {message}", file=sys.stderr)
+    return code
