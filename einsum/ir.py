@@ -62,6 +62,7 @@ class Reduction:
 
     op: str
     variables: tuple[str, ...]
+    span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
