@@ -281,20 +281,18 @@ def bind(cascade: Cascade, sizes: Mapping[str, SupportsIndex]) -> dict[str, int]
     """
     needs = _needs(cascade)
     bound = _upper_case(cascade, sizes)
-    for whole, outer, inner in needs.partitions:
-        _complete(bound, whole, outer, inner)
-    known = {*needs.names, *(outer for _, outer, _ in needs.partitions)}
     wanted = ", ".join(needs.names)
-    missing = [n for n in (*needs.names, *(outer for _, outer, _ in needs.partitions)) if n not in bound]
-    missing = [n for n in missing if n in needs.names] or missing
-    if missing:
-        noun = "size" if len(missing) == 1 else "sizes"
-        raise SizeError(f"cascade {cascade.name}: missing {noun} {', '.join(missing)} (it needs {wanted})")
+    known = {*needs.names, *(outer for _, outer, _ in needs.partitions)}
     if unknown := [n for n in bound if n not in known]:
         raise SizeError(f"cascade {cascade.name} has no size {', '.join(unknown)} (it needs {wanted})")
     for name in bound:
         if name not in needs.parameters and bound[name] < 1:
             raise SizeError(f"cascade {cascade.name}: size {name} is {bound[name]}; expected at least 1")
+    for whole, outer, inner in needs.partitions:
+        _complete(bound, whole, outer, inner)
+    if missing := [n for n in needs.names if n not in bound]:
+        noun = "size" if len(missing) == 1 else "sizes"
+        raise SizeError(f"cascade {cascade.name}: missing {noun} {', '.join(missing)} (it needs {wanted})")
     for whole, outer, inner in needs.partitions:
         _check_partition(cascade, bound, whole, outer, inner)
     return bound
@@ -342,9 +340,9 @@ def _upper_case(cascade: Cascade, sizes: Mapping[str, SupportsIndex]) -> dict[st
 
 
 def _complete(bound: dict[str, int], whole: str, outer: str, inner: str) -> None:
-    """The third of N, N1, N0 from the other two; sizes below 1 are left for the check that names them."""
+    """The third of N, N1, N0 from the other two."""
     given = {n: bound[n] for n in (whole, outer, inner) if n in bound}
-    if len(given) != 2 or min(given.values()) < 1:
+    if len(given) != 2:
         return
     if outer not in given:
         bound[outer] = -(-given[whole] // given[inner])
