@@ -1,0 +1,58 @@
+"""Kernel tests run on a CUDA GPU where there is one, otherwise through Triton's interpreter.
+
+The interpreter is chosen by an environment variable that Triton reads when it is first imported, and a process that
+interprets cannot compile. So it is set here, before any test module of this folder is imported, and only if Triton is
+not loaded yet; tests that compile do so in child processes without the variable.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+HAVE_GPU_EXTRA = all(importlib.util.find_spec(name) for name in ("torch", "triton", "numpy"))
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+INTERPRETED = HAVE_GPU_EXTRA and "triton" not in sys.modules and not _cuda()
+if INTERPRETED:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def repair_bfloat16_dot() -> None:
+    """Triton's interpreter keeps bfloat16 as uint16 and multiplies the bit patterns: widen them to float32 first."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    original = interpreter.InterpreterBuilder.create_dot
+
+    def widen(x: interpreter.TensorHandle) -> interpreter.TensorHandle:
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    interpreter.InterpreterBuilder.create_dot = lambda self, a, b, d, *rest: original(self, widen(a), widen(b), d, *rest)
+
+
+@pytest.fixture(scope="session")
+def device() -> Iterator[str]:
+    """"cuda", or "cpu" under the interpreter; skips where kernels cannot run at all."""
+    if not HAVE_GPU_EXTRA:
+        pytest.skip("torch and triton are not installed (extra `gpu`)")
+    if _cuda():
+        yield "cuda"
+        return
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("triton was imported before tests/kernels: run this folder in its own pytest process")
+    repair_bfloat16_dot()
+    yield "cpu"
