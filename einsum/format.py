@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import groupby
 
-from einsight.einsum.expression import Access, Expression, Number, Symbol
-from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Let, Mark, Rank, Reduction, Tensor
+from einsight.einsum.expression import Access, Expression, Number, Symbol, accesses
+from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Let, Mark, Rank, Reduction, Statement, Tensor
 
 _LEVEL = {"||": 1, "&&": 2, **dict.fromkeys(("<", "<=", ">", ">=", "==", "!="), 3),
           "+": 4, "-": 4, "*": 5, "/": 5, "%": 5}  # fmt: skip
@@ -18,7 +19,7 @@ def format_cascade(cascade: Cascade) -> str:
 
 
 def format_expression(node: Expression, tight: bool = False) -> str:
-    """The expression with only the brackets it needs; `tight` drops the spaces, as in indices."""
+    """The expression with only the brackets it needs. `tight` drops the spaces, as index arithmetic is written."""
     if isinstance(node, Number):
         return _number(node.value)
     if isinstance(node, Symbol):
@@ -31,6 +32,7 @@ def format_expression(node: Expression, tight: bool = False) -> str:
         return "-" + _within(node.args[0], keep, tight)
     if node.op in _LEVEL:
         level = _LEVEL[node.op]
+        tight = tight or (level > _COMPARISON and not accesses(node))
         left = _within(node.args[0], _level(node.args[0]) < level + (level == _COMPARISON), tight)
         right = _within(node.args[1], _level(node.args[1]) <= level, tight)
         return f"{left}{node.op}{right}" if tight else f"{left} {node.op} {right}"
@@ -69,29 +71,27 @@ def _header(cascade: Cascade) -> list[str]:
 
 
 def _body(cascade: Cascade) -> list[str]:
-    outside = [s for s in cascade.statements if isinstance(s, Einsum)]
-    initials = [s for s in cascade.statements if isinstance(s, Initial)]
-    wide, narrow = _width(outside), _width(initials)
     lines: list[str] = []
-    for statement in cascade.statements:
-        if isinstance(statement, Einsum):
-            lines.append(format_einsum(statement, wide))
-        elif isinstance(statement, Initial):
-            value = format_expression(statement.expression)
-            lines.append(f"init {format_expression(statement.output):<{narrow}} = {value}")
-        else:
-            lines += _block(statement)
+    for _, run in groupby(cascade.statements, key=type):
+        lines += _run(tuple(run))
     return lines
 
 
-def _block(block: Iterate) -> list[str]:
-    width = _width(block.body)
-    body = [f"  {format_einsum(einsum, width)}" for einsum in block.body]
-    return [f"iterate {block.variable} < {format_expression(block.bound)} {{", *body, "}"]
-
-
-def _width(statements: Iterable[Einsum | Initial]) -> int:
-    return max((len(format_expression(s.output)) for s in statements), default=0)
+def _run(statements: Sequence[Statement]) -> list[str]:
+    """Lines of neighbours of one kind; the `=` of Einsums and of initial values line up."""
+    width = max((len(format_expression(s.output)) for s in statements if not isinstance(s, Iterate)), default=0)
+    lines: list[str] = []
+    for statement in statements:
+        if isinstance(statement, Einsum):
+            lines.append(format_einsum(statement, width))
+        elif isinstance(statement, Initial):
+            value = format_expression(statement.expression)
+            lines.append(f"init {format_expression(statement.output):<{width}} = {value}")
+        else:
+            lines.append(f"iterate {statement.variable} < {format_expression(statement.bound)} {{")
+            lines += [f"  {line}" for line in _run(statement.body)]
+            lines.append("}")
+    return lines
 
 
 def _within(node: Expression, brackets: bool, tight: bool) -> str:
