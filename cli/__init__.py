@@ -1,7 +1,7 @@
 """The `einsight` command: one file per verb; parsing and printing only.
 
 A verb's module is imported when that verb runs, so that `einsight --help` does not pay for NumPy. Errors that a user
-can mend are einsight's own `ValueError`s and unreadable files; they become one message on stderr and exit code 2.
+can mend are of einsight's own classes, or unreadable files; they become one message on stderr and exit code 2.
 Anything else is a bug and says so.
 """
 
@@ -87,7 +87,7 @@ def _interruptible(run: Callable[..., Any]) -> Callable[..., Any]:
 def _failed(error: Exception) -> int:
     if os.environ.get("EINSIGHT_DEBUG"):
         traceback.print_exception(error)
-    if isinstance(error, ValueError) and type(error).__module__.startswith("einsight."):
+    if type(error).__module__.startswith("einsight."):
         return _say(str(error), BAD_INPUT)
     if isinstance(error, OSError) and error.filename is not None:
         return _say(f"{error.filename}: {error.strerror}", BAD_INPUT)

@@ -105,7 +105,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("GPU", ", ".join(gpu["devices"]) or f"none ({gpu['problem'] or 'none seen by ' + gpu['asked']})"),
         (
             "reference data",
-            f"{reference['folder']}: {', '.join(reference['found']) or 'not found; EINSIGHT_REFERENCE names the folder'}",
+            f"{reference['folder']}: {', '.join(reference['found']) or 'not found (EINSIGHT_REFERENCE names it)'}",
         ),
     ]
 

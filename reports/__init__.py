@@ -1,0 +1,1 @@
+"""What we learned, as tables, pictures and one HTML page."""

@@ -1,0 +1,120 @@
+"""The hierarchical roofline of a GPU: a roof per memory, a ceiling per unit, every workload a point per memory.
+
+The vertical axis is matmul FLOP/s in the flash-attention convention, the horizontal one matmul FLOPs per byte of the
+memory in question. A unit that does no matmuls (special functions) bounds them by how many of its operations the
+workload needs per matmul FLOP; its ceiling therefore names that ratio.
+Sources: Williams, Waterman, Patterson 2009 (roofline); Yang et al. 2018 (hierarchical: one intensity per memory).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from einsight.sim.hardware import Gpu
+from einsight.sim.prediction import Prediction
+
+FLOPS_PER_FMA = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """A memory's slope, in bytes per second, for the key that `Prediction.bytes_by_memory` uses."""
+
+    memory: str
+    title: str
+    bytes_per_s: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """A unit's limit on matmul FLOP/s."""
+
+    title: str
+    flops_per_s: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One workload: FLOPs per byte by memory, and the FLOP/s that it is predicted to reach."""
+
+    workload: str
+    bound: str
+    intensity: dict[str, float]
+    flops_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    target: str
+    title: str
+    roofs: tuple[Roof, ...]
+    ceilings: tuple[Ceiling, ...]
+    points: tuple[Point, ...]
+
+
+def roofline(gpu: Gpu, predictions: Iterable[Prediction]) -> Roofline:
+    """The roofline of `gpu` with the predictions made for it; those of other targets are left out."""
+    mine = [p for p in predictions if p.target == gpu.name]
+    return Roofline(gpu.name, gpu.title, _roofs(gpu), _ceilings(gpu, mine), tuple(_point(p) for p in mine))
+
+
+def _roofs(gpu: Gpu) -> tuple[Roof, ...]:
+    per_cycle = gpu.sms.value * gpu.boost_hz.value
+    l2, shared = gpu.architecture.l2_bytes_per_cycle, gpu.architecture.shared_bytes_per_cycle
+    return (
+        Roof("hbm", "HBM", gpu.hbm_bytes_per_s.value, gpu.hbm_bytes_per_s.source),
+        Roof("l2", "L2", l2.value * per_cycle, l2.source),
+        Roof("shared", "shared memory", shared.value * per_cycle, shared.source),
+    )
+
+
+def _ceilings(gpu: Gpu, predictions: Sequence[Prediction]) -> tuple[Ceiling, ...]:
+    per_cycle = gpu.sms.value * gpu.boost_hz.value
+    arch = gpu.architecture
+    used = {p.peak_flops_per_s for p in predictions}
+    tensor = [
+        Ceiling(f"tensor cores, {dtype}", rate.value * per_cycle, rate.source)
+        for dtype, rate in gpu.tensor_flops_per_cycle.items()
+    ]
+    nearest = {min(tensor, key=lambda c: abs(math.log(c.flops_per_s / peak))).flops_per_s for peak in used}
+    shown = [c for c in tensor if c.flops_per_s in nearest] or tensor  # only the dtypes that a point uses
+    fp32 = Ceiling(
+        "fp32 pipes", FLOPS_PER_FMA * arch.vector_ops_per_cycle.value * per_cycle, arch.vector_ops_per_cycle.source
+    )
+    special_rate = arch.special_ops_per_cycle.value * per_cycle
+    ratios = sorted({_two_digits(r) for p in predictions if (r := _flops_per_special(gpu, p)) is not None})
+    special = [
+        Ceiling(f"special functions, {r:g} FLOP each", special_rate * r, arch.special_ops_per_cycle.source)
+        for r in ratios
+    ]
+    return (*_merged(shown), fp32, *special)
+
+
+def _merged(ceilings: Sequence[Ceiling]) -> list[Ceiling]:
+    """Ceilings of equal height as one: bf16 and fp16 share a line."""
+    by_height: dict[float, Ceiling] = {}
+    for c in ceilings:
+        same = by_height.get(c.flops_per_s)
+        title = f"{same.title}, {c.title.removeprefix('tensor cores, ')}" if same else c.title
+        by_height[c.flops_per_s] = Ceiling(title, c.flops_per_s, c.source)
+    return list(by_height.values())
+
+
+def _flops_per_special(gpu: Gpu, prediction: Prediction) -> float | None:
+    """Matmul FLOPs that the workload does for each operation of the special-function unit; None without any."""
+    operators = gpu.architecture.operators
+    count = sum(n * operators.get(klass, {}).get("special", 0.0) for klass, n in prediction.flops_by_class.items())
+    return prediction.flops_matmul / count if count else None
+
+
+def _point(p: Prediction) -> Point:
+    intensity = {memory: p.flops_matmul / moved for memory, moved in p.bytes_by_memory.items() if moved}
+    return Point(p.workload, p.bound.name, intensity, p.flops_matmul / p.time_s)
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")
