@@ -6,10 +6,11 @@ its outer ranks; what it returns is again a `Cascade`, and all analyses read onl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-from einsight.einsum.expression import Access, Apply, Expression, Span, Symbol, accesses, variables
+from einsight.einsum.expression import Access, Apply, Expression, Span, Symbol, accesses, rewrite, variables
 
 MARKS = ("score", "denominator", "maximum")
 """Tensors that a base cascade marks so that masks and fragments can act on them."""
@@ -126,6 +127,20 @@ class Iterate:
 
 
 Statement = Einsum | Initial | Iterate
+S = TypeVar("S", Einsum, Initial, Iterate, Statement)
+
+
+def rewrite_statement(statement: S, change: Callable[[Expression], Expression]) -> S:
+    """The statement with `change` applied to every node of its outputs, expressions, predicates and bounds."""
+    if isinstance(statement, Iterate):
+        body = tuple(rewrite_statement(e, change) for e in statement.body)
+        return replace(statement, bound=rewrite(statement.bound, change), body=body)
+    output, expression = rewrite(statement.output, change), rewrite(statement.expression, change)
+    assert isinstance(output, Access), "a tensor element was rewritten to something else on the left of ="
+    statement = replace(statement, output=output, expression=expression)
+    if isinstance(statement, Einsum) and statement.predicate is not None:
+        statement = replace(statement, predicate=rewrite(statement.predicate, change))
+    return statement
 
 
 @dataclass(frozen=True, slots=True)

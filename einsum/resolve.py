@@ -31,7 +31,7 @@ from einsight.einsum.expression import (
     variables,
     walk,
 )
-from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Mark, Rank, Statement
+from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Mark, Rank, Statement, rewrite_statement
 
 
 class SizeError(ValueError):
@@ -53,36 +53,15 @@ def _without_lets(cascade: Cascade) -> Cascade:
         values[let.name] = substitute(let.expression, values)
     if not values:
         return cascade
+
+    def change(node: Expression) -> Expression:
+        return values.get(node.name, node) if isinstance(node, Symbol) else node
+
     return replace(
         cascade,
         lets=(),
-        statements=tuple(_substituted(s, values) for s in cascade.statements),
+        statements=tuple(rewrite_statement(s, change) for s in cascade.statements),
         marks=tuple(replace(m, access=_access(substitute(m.access, values))) for m in cascade.marks),
-    )
-
-
-def _substituted(statement: Statement, values: Mapping[str, Expression]) -> Statement:
-    if isinstance(statement, Initial):
-        return replace(
-            statement,
-            output=_access(substitute(statement.output, values)),
-            expression=substitute(statement.expression, values),
-        )
-    if isinstance(statement, Iterate):
-        return replace(
-            statement,
-            bound=substitute(statement.bound, values),
-            body=tuple(_substituted_einsum(e, values) for e in statement.body),
-        )
-    return _substituted_einsum(statement, values)
-
-
-def _substituted_einsum(einsum: Einsum, values: Mapping[str, Expression]) -> Einsum:
-    return replace(
-        einsum,
-        output=_access(substitute(einsum.output, values)),
-        expression=substitute(einsum.expression, values),
-        predicate=None if einsum.predicate is None else substitute(einsum.predicate, values),
     )
 
 
