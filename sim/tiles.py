@@ -1,0 +1,324 @@
+"""Tiles of a mask: which of them a kernel must run and which of those need the mask applied, without walking tokens.
+
+The visible keys of one query under causal, prefix, window and sink (and 1-D undilated neighborhoods) are two intervals,
+[0, sink) and [low, high), whose ends never move back from one query to the next. The union and the intersection over a
+tile's rows then follow from its first and last row, so a block of rows costs O(1) (`_band_tiles`). Blocks and grids of
+tokens are tested tile by tile with the same intervals (`_matrix_tiles`).
+
+A tile is *full* when every key of it exists and is visible to every query of its rows; any other visited tile is
+*masked*: it runs the mask's instructions. Rows past the last query do not count, keys past the last key do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from einsight.sim.gna_ranges import grid_tiles, group_of
+from einsight.sim.mask import Blocks, Mask
+
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+UNBOUNDED = 1 << 40
+PAIR_BUDGET = 1 << 24
+"""Tile pairs tested one by one (block lists, grids); beyond it evenly spaced query blocks stand for the rest."""
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileHistogram:
+    """Thread blocks of one head with equal work merged, most work first. All arrays have shape (kinds,).
+
+    total, masked   key tiles that such a block runs, and how many of them need the mask
+    blocks          how many such blocks there are
+    exact           False when evenly spaced blocks were taken for all (see `PAIR_BUDGET`)
+    """
+
+    total: Ints
+    masked: Ints
+    blocks: Ints
+    exact: bool = True
+
+    @property
+    def full(self) -> Ints:
+        return self.total - self.masked
+
+    @property
+    def tiles(self) -> int:
+        """Tiles run by all blocks together."""
+        return int(self.total @ self.blocks)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileAverage:
+    """Means over the blocks of each case (one split), shape (cases,); `blocks` is their number."""
+
+    total: NDArray[np.float64]
+    masked: NDArray[np.float64]
+    blocks: Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edges:
+    """Visible keys per query: [0, sink) and [low, high). No end moves back from one query to the next."""
+
+    sink: Ints
+    low: Ints
+    high: Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Intervals:
+    """Tile indices per block: visited [0, a) and [b, c); full [0, d) and [e, f). Always b >= a and e >= d."""
+
+    a: Ints
+    b: Ints
+    c: Ints
+    d: Ints
+    e: Ints
+    f: Ints
+
+    @property
+    def total(self) -> Ints:
+        return np.asarray(self.a + self.c - self.b)
+
+    def full_within(self, start: Ints, end: Ints) -> Ints:
+        """Full tiles among the visited ones numbered start to end - 1."""
+        shift = self.b - self.a  # visited tile t of the second interval is number t - shift
+        first = np.maximum(0, np.minimum(self.d, end) - start)
+        second = np.maximum(0, np.minimum(self.f - shift, end) - np.maximum(self.e - shift, start))
+        return np.asarray(first + second)
+
+
+def tile_histogram(
+    mask: Mask, m: int, n: int, block_m: int, block_n: int, pack: int = 1, splits: int = 1
+) -> TileHistogram:
+    """Key tiles per thread block for m queries and n keys of one head (of one KV head when packed).
+
+    pack    query heads whose rows share a tile: row r is query r // pack, so a block covers block_m / pack queries
+    splits  each block's visited tiles are cut into this many runs of ceil(visited / splits) tiles, each a block of its
+            own (the last may be shorter or empty), as in FlashAttention's split-KV
+    """
+    if min(m, n, block_m, block_n, pack, splits) < 1:
+        raise ValueError(f"tile_histogram needs sizes of at least 1, got m={m} n={n} block_m={block_m} "
+                         f"block_n={block_n} pack={pack} splits={splits}")  # fmt: skip
+    mask.check(m, n)
+    number = -(-m * pack // block_m)
+    if has_band(mask):
+        first, last = _rows_of(np.arange(number, dtype=np.int64), m, block_m, pack)
+        runs = _band_tiles(edges(mask, first, m, n), edges(mask, last, m, n), block_n)
+        return _merge(*_split(runs, splits), np.ones(number, np.int64), True)
+    tiles = -(-n // block_n)
+    picked, weight = _strata(number, max(1, PAIR_BUDGET // tiles))
+    first, last = _rows_of(picked, m, block_m, pack)
+    parts = []
+    step = max(1, _CHUNK // tiles)
+    for at in range(0, len(picked), step):
+        live, full = _matrix_tiles(mask, m, n, first[at : at + step], last[at : at + step], block_n)
+        parts.append(_split_matrix(live, full, splits))
+    total = np.concatenate([p[0] for p in parts], axis=1)
+    masked = np.concatenate([p[1] for p in parts], axis=1)
+    return _merge(total, masked, weight, len(picked) == number)
+
+
+def average_tiles(
+    mask: Mask | Sequence[Mask],
+    m: Ints | int,
+    n: Ints | int,
+    block_m: Ints | int,
+    block_n: Ints | int,
+    pack: Ints | int = 1,
+    samples: int = 64,
+) -> TileAverage:
+    """Mean tiles per block for many cases at once (one mask, or one per case); masks made of bands only.
+
+    Cases with up to `samples` blocks are exact; longer ones take that many, spread evenly and symmetrically, which is
+    exact where the count is linear in the block (causal with block_m a multiple of block_n) and close elsewhere.
+    """
+    M, N, BM, BN, P = (np.asarray(x, dtype=np.int64).reshape(-1, 1) for x in (m, n, block_m, block_n, pack))
+    band = _limits(mask)
+    number = -(-M * P // BM)
+    cases = np.broadcast_shapes(number.shape, N.shape, BN.shape, band[0].shape)[0]
+    half = max(1, samples // 2)
+    k = np.arange(half, dtype=np.int64)
+    near = (2 * k + 1) * number // (4 * half)  # middles of `half` strata of the first half of the blocks
+    picked = np.concatenate([near, number - 1 - near], axis=1)
+    short = number <= 2 * half
+    everyone = np.arange(2 * half, dtype=np.int64)
+    picked = np.where(short, np.minimum(everyone, number - 1), picked)
+    weight = np.where(short, everyone < number, True) / np.minimum(number, 2 * half)
+    first, last = _rows_of(picked, M, BM, P)
+    runs = _band_tiles(_band_edges(band, first, M, N), _band_edges(band, last, M, N), BN)
+    total = (runs.total * weight).sum(axis=1)
+    masked = total - (runs.full_within(np.zeros_like(runs.total), runs.total) * weight).sum(axis=1)
+    shape = (cases,)
+    return TileAverage(
+        np.broadcast_to(total, shape), np.broadcast_to(masked, shape), np.broadcast_to(number[:, 0], shape)
+    )
+
+
+def edge_blocks(
+    mask: Mask, m: Ints, n: Ints, block_m: Ints, block_n: Ints, pack: Ints
+) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
+    """(tiles, masked tiles) of the first and of the last block of each case, shape (cases,); bands only."""
+    M, N, BM, BN, P = (np.asarray(x, dtype=np.int64).reshape(-1, 1) for x in (m, n, block_m, block_n, pack))
+    band = _limits(mask)
+    out = []
+    for picked in (np.zeros_like(M), -(-M * P // BM) - 1):
+        first, last = _rows_of(picked, M, BM, P)
+        runs = _band_tiles(_band_edges(band, first, M, N), _band_edges(band, last, M, N), BN)
+        total = runs.total[:, 0]
+        out.append((total, total - runs.full_within(np.zeros_like(runs.total), runs.total)[:, 0]))
+    return out[0], out[1]
+
+
+def has_band(mask: Mask) -> bool:
+    """Whether each query sees [0, sink) and [low, high) only, so that blocks have closed forms."""
+    gna = mask.gna
+    return mask.blocks is None and (gna is None or (len(gna.layout) == 1 and gna.dilation[0] == 1))
+
+
+def edges(mask: Mask, query: Ints, m: Ints | int, n: Ints | int) -> Edges:
+    """Visible keys of each query under the mask's interval restrictions (a block list is not one)."""
+    if mask.gna is not None:
+        low, high = group_of(mask.gna, 0).windows(query)
+        return Edges(np.zeros_like(low), low, high)
+    intervals = Mask(tuple(r for r in mask.restrictions if not isinstance(r, Blocks)))
+    return _band_edges(_limits(intervals), query, m, n)
+
+
+def _limits(mask: Mask | Sequence[Mask]) -> tuple[Ints, Ints, Ints]:
+    """Window, sink and prefix as columns, shape (cases, 1); absent ones as the value that changes nothing."""
+    masks = [mask] if isinstance(mask, Mask) else list(mask)
+    for each in masks:
+        if each.gna is not None or each.blocks is not None:
+            raise ValueError("average_tiles takes dense, causal, window, sink and prefix masks; use tile_histogram")
+    window = [each.window or UNBOUNDED for each in masks]
+    sink = [each.sink for each in masks]
+    prefix = [each.prefix if each.causal else UNBOUNDED for each in masks]
+    window_, sink_, prefix_ = (np.array(x, dtype=np.int64).reshape(-1, 1) for x in (window, sink, prefix))
+    return window_, sink_, prefix_
+
+
+def _band_edges(limits: tuple[Ints, Ints, Ints], query: Ints, m: Ints | int, n: Ints | int) -> Edges:
+    window, sink, prefix = limits if np.ndim(query) == 2 else tuple(x[0, 0] for x in limits)
+    position = query + n - m
+    allowed = np.minimum(np.maximum(np.maximum(position + 1, prefix), 0), n)  # keys that causality leaves
+    low = np.maximum(0, position - window + 1)
+    high = np.maximum(0, np.minimum(position + window, allowed))
+    return Edges(np.minimum(sink, allowed), low, high)
+
+
+def _rows_of(block: Ints, m: Ints | int, block_m: Ints | int, pack: Ints | int) -> tuple[Ints, Ints]:
+    """First and last query of each block of rows."""
+    return block * block_m // pack, np.minimum(((block + 1) * block_m - 1) // pack, np.asarray(m) - 1)
+
+
+def _band_tiles(first: Edges, last: Edges, block_n: Ints | int) -> _Intervals:
+    """Visited and full tiles of blocks whose first and last rows have these edges."""
+    a = -(-last.sink // block_n)
+    b = np.maximum(first.low // block_n, a)
+    c = np.maximum(-(-last.high // block_n), b)
+    joined = first.sink >= last.low  # sink and band of all rows overlap: one interval
+    reach: Ints = np.where(joined, np.maximum(first.sink, first.high), first.sink)
+    d = reach // block_n
+    e = np.maximum(-(-last.low // block_n), d)
+    f = np.where(joined, e, np.maximum(first.high // block_n, e))
+    return _Intervals(a, b, c, d, e, f)
+
+
+def _split(runs: _Intervals, splits: int) -> tuple[Ints, Ints]:
+    """Tiles and masked tiles of every split of every block, shape (splits, blocks)."""
+    total = runs.total
+    run = -(-total // splits)
+    part = np.arange(splits, dtype=np.int64)[:, None]
+    start, end = np.minimum(part * run, total), np.minimum((part + 1) * run, total)
+    return end - start, end - start - runs.full_within(start, end)
+
+
+def _split_matrix(live: Flags, full: Flags, splits: int) -> tuple[Ints, Ints]:
+    """The same from flags per tile, shape (blocks, tiles)."""
+    number = np.cumsum(live, axis=1, dtype=np.int64)
+    run = np.maximum(-(-number[:, -1:] // splits), 1)
+    part = (number - 1) // run
+    total, masked = (
+        np.stack([np.asarray(flags & (part == s)).sum(axis=1) for s in range(splits)]) for flags in (live, live & ~full)
+    )
+    return total, masked
+
+
+def _merge(total: Ints, masked: Ints, weight: Ints, exact: bool) -> TileHistogram:
+    """Equal blocks merged; `total` and `masked` of shape (splits, blocks), `weight` of shape (blocks,)."""
+    width = int(total.max(initial=0)) + 1
+    code, inverse = np.unique((total * width + masked).ravel(), return_inverse=True)
+    blocks = np.bincount(inverse, weights=np.broadcast_to(weight, total.shape).ravel()).astype(np.int64)
+    return TileHistogram(code[::-1] // width, code[::-1] % width, blocks[::-1], exact)
+
+
+def _strata(number: int, most: int) -> tuple[Ints, Ints]:
+    """At most `most` blocks, each the middle of a run of neighbours, and the length of its run."""
+    bounds = np.arange(min(number, most) + 1, dtype=np.int64) * number // min(number, most)
+    return (bounds[:-1] + bounds[1:] - 1) // 2, np.diff(bounds)
+
+
+def _matrix_tiles(mask: Mask, m: int, n: int, first: Ints, last: Ints, block_n: int) -> tuple[Flags, Flags]:
+    """Visited and full flags, shape (blocks, tiles), for blocks with these first and last queries."""
+    start = np.arange(0, n, block_n, dtype=np.int64)
+    end = np.minimum(start + block_n, n) - 1
+    if mask.gna is not None:
+        live, full = grid_tiles(mask.gna, first, last, start, end)
+    else:
+        assert mask.blocks is not None
+        live, full = _list_tiles(mask, mask.blocks, m, n, first, last, start, end)
+    full[:, n // block_n :] = False  # a ragged last tile masks the keys that do not exist
+    return live, full
+
+
+def _list_tiles(
+    mask: Mask, blocks: Blocks, m: int, n: int, first: Ints, last: Ints, start: Ints, end: Ints
+) -> tuple[Flags, Flags]:
+    """Each tile is cut along the mask's own blocks; every piece is a rectangle inside one of them."""
+    size, offset = blocks.size, n - m
+    live = np.zeros((len(first), len(start)), bool)
+    full = np.ones_like(live)
+    row0, column0 = (first + offset) // size, start // size
+    for a in range(int(((last + offset) // size - row0).max()) + 1):
+        row = row0 + a
+        top, bottom = np.maximum(first, row * size - offset), np.minimum(last, (row + 1) * size - offset - 1)
+        above, below = edges(mask, np.minimum(top, last), m, n), edges(mask, bottom, m, n)
+        for b in range(int((end // size - column0).max()) + 1):
+            column = column0 + b
+            left, right = np.maximum(start, column * size), np.minimum(end, (column + 1) * size - 1)
+            there = (top <= bottom)[:, None] & (left <= right)[None, :]
+            kept = kept_blocks(blocks, row[:, None], column[None, :], n)
+            some, every = _rectangle(above, below, left, right)
+            live |= there & kept & some
+            full &= ~there | (kept & every)
+    return live, full
+
+
+def _rectangle(above: Edges, below: Edges, left: Ints, right: Ints) -> tuple[Flags, Flags]:
+    """Whether some and whether every pair is visible, for rows from `above` to `below` and keys from left to right."""
+    s0, s1, lo0, lo1, hi0, hi1 = (
+        x[:, None] for x in (above.sink, below.sink, above.low, below.low, above.high, below.high)
+    )
+    some = (left < s1) | ((left < hi1) & (right >= lo0) & (lo0 < hi1))
+    in_sink = right < s0
+    in_band = (left >= lo1) & (right < hi0)
+    across = (s0 >= lo1) & (right < np.maximum(s0, hi0))
+    return some, in_sink | in_band | across
+
+
+def kept_blocks(blocks: Blocks, row: Ints, column: Ints, n: int) -> Flags:
+    """Whether block (row, column) of the mask is kept; arrays broadcast."""
+    if blocks.keep is None:
+        columns, count = -(-n // blocks.size), blocks.kept_per_row(n)
+        return np.asarray(((column - row) * count) % columns < count)
+    width = max((max(pair) for pair in blocks.keep), default=0) + 1
+    listed = np.array(sorted(i * width + j for i, j in blocks.keep), dtype=np.int64)
+    inside = (row >= 0) & (row < width) & (column >= 0) & (column < width)
+    return np.asarray(inside & np.isin(row * width + column, listed))
