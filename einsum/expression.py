@@ -90,11 +90,19 @@ REDUCERS: Mapping[str, float] = {"+": 0.0, "*": 1.0, "max": float("-inf"), "min"
 """Reduction operators and the identity that an empty reduction yields."""
 
 
+DEPTH = 64
+"""Levels an expression of a file may have. Expressions are walked recursively; this keeps them off Python's limit."""
+
+
+def children(node: Expression) -> tuple[Expression, ...]:
+    """What stands directly below the node."""
+    return node.indices if isinstance(node, Access) else node.args if isinstance(node, Apply) else ()
+
+
 def walk(node: Expression) -> Iterator[Expression]:
     """The node and everything below it, outermost first."""
     yield node
-    children = node.indices if isinstance(node, Access) else node.args if isinstance(node, Apply) else ()
-    for child in children:
+    for child in children(node):
         yield from walk(child)
 
 

@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from einsight.einsum.errors import CascadeError, Problem, did_you_mean
-from einsight.einsum.expression import OPERATORS, REDUCERS, Access, Apply, Expression, Number, Span, Symbol
+from einsight.einsum.expression import (
+    DEPTH,
+    OPERATORS,
+    REDUCERS,
+    Access,
+    Apply,
+    Expression,
+    Number,
+    Span,
+    Symbol,
+    children,
+)
 from einsight.einsum.ir import (
     MARKS,
     Cascade,
@@ -25,17 +36,11 @@ from einsight.einsum.ir import (
     Statement,
     Tensor,
 )
-from einsight.einsum.tokens import Line, Token, lines
+from einsight.einsum.tokens import KEYWORDS, Line, Token, lines
 from einsight.einsum.validate import validate
-
-DEPTH = 64
-"""Levels an expression may have. Every analysis walks expressions recursively; this keeps them off Python's limit."""
 
 PROBLEMS = 100
 """Faults after which the rest of a file is not read."""
-
-KEYWORDS = ("cascade", "fragment", "computes", "paper", "stable", "rank", "let", "in", "out", *MARKS,
-            "extends", "reads", "init", "iterate")  # fmt: skip
 
 _LEVEL = {"||": 1, "&&": 2, **dict.fromkeys(("<", "<=", ">", ">=", "==", "!="), 3),
           "+": 4, "-": 4, "*": 5, "/": 5, "%": 5}  # fmt: skip
@@ -138,7 +143,7 @@ def _finish(draft: _Draft) -> None:
     """Faults that only the end of the file shows."""
     if draft.block is not None:
         draft.problems.append(Problem("this block is not closed", draft.block.span, "a line with `}` before the end of the file"))
-        _close(draft)
+        _close(draft, complete=False)
     if not draft.kind:
         draft.problems.append(
             Problem("the file does not say what it is", Span(1, 1), "a line `cascade NAME` or `fragment NAME`")
@@ -154,12 +159,14 @@ def _finish(draft: _Draft) -> None:
         )
 
 
-def _close(draft: _Draft) -> None:
-    if draft.block is not None and draft.block.variable:
-        block = draft.block
-        draft.statements.append(Iterate(block.variable, block.bound, tuple(draft.body), block.span))
-    draft.block = None
-    draft.body = []
+def _close(draft: _Draft, complete: bool = True) -> None:
+    """Ends the block. The names of one that is faulty are spoiled: its Einsums cannot be judged."""
+    block, body = draft.block, tuple(draft.body)
+    draft.block, draft.body = None, []
+    if block is not None and block.variable and complete:
+        draft.statements.append(Iterate(block.variable, block.bound, body, block.span))
+    else:
+        draft.spoiled |= {einsum.name for einsum in body}
 
 
 # --- lines ----------------------------------------------------------------------------------------------------------
@@ -496,10 +503,11 @@ def _join(first: Span | None, last: Span | None) -> Span | None:
 
 def _height(node: Expression) -> int:
     """Levels of the expression, counted without recursion."""
-    level, height = [node], 0
+    level: list[Expression] = [node]
+    height = 0
     while level:
         height += 1
-        level = [c for n in level for c in (n.indices if isinstance(n, Access) else n.args if isinstance(n, Apply) else ())]
+        level = [child for n in level for child in children(n)]
     return height
 
 

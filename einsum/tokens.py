@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 from einsight.einsum.errors import Problem
 from einsight.einsum.expression import Span
+from einsight.einsum.ir import MARKS
+
+KEYWORDS = ("cascade", "fragment", "computes", "paper", "stable", "rank", "let", "in", "out", *MARKS,
+            "extends", "reads", "init", "iterate")  # fmt: skip
+"""Words that a line may start with."""
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r]+) | (?P<comment>\#.*)
