@@ -43,11 +43,8 @@ def _one(name: str, as_json: bool) -> None:
 def _operator_rows(gpu: Gpu) -> list[tuple[str, str, str, str]]:
     """What one application of each operator class costs."""
     arch = gpu.architecture
-    return [
-        (f"operator {klass}", ", ".join(f"{n:g} {unit}" for unit, n in cost.items()) or "free",
-         *arch.operator_sources.get(klass, ("", "")))
-        for klass, cost in arch.operators.items()
-    ]  # fmt: skip
+    costs = {klass: ", ".join(f"{n:g} {unit}" for unit, n in cost.items()) for klass, cost in arch.operators.items()}
+    return [(f"operator {klass}", c or "free", arch.operators_kind, arch.operators_source) for klass, c in costs.items()]
 
 
 def _row(gpu: Gpu) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from einsight.reports.numbers import si
 from einsight.reports.roofline import Point, Roofline
 
 MEMORY_STYLE = {"hbm": ("#1f5a99", "o"), "l2": ("#2b8a5a", "s"), "shared": ("#a05a00", "^")}
@@ -48,52 +49,47 @@ def roofline_figure(rooflines: Sequence[Roofline]) -> Figure:
         columns = min(2, len(rooflines))
         rows = -(-len(rooflines) // columns)
         figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flat
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for ax, roof in zip(axes, rooflines, strict=False):
             _draw(ax, roof)
-        for ax in list(axes)[len(rooflines) :]:
+        for ax in axes[len(rooflines) :]:
             ax.set_axis_off()
     return figure
 
 
 def _draw(ax: Axes, roof: Roofline) -> None:
-    top = max(c.flops_per_s for c in roof.ceilings)
-    low, high = _span(roof, top)
+    low, high = _span(roof)
     x = np.geomspace(low, high, 200)
-    floor = min([r.bytes_per_s * low for r in roof.roofs] + [p.flops_per_s for p in roof.points]) / 2
     for r in roof.roofs:
         colour, _ = MEMORY_STYLE.get(r.memory, OTHER_STYLE)
-        ax.plot(x, np.minimum(r.bytes_per_s * x, top), color=colour, label=f"{r.title} {_si(r.bytes_per_s)}B/s")
+        ax.plot(x, np.minimum(r.bytes_per_s * x, roof.peak_flops_per_s), color=colour,
+                label=f"{r.title}, {si(r.bytes_per_s, 'B/s')}")  # fmt: skip
     for c in roof.ceilings:
         ax.axhline(c.flops_per_s, color="#777777", linewidth=0.8, linestyle="--")
-        ax.annotate(f"{c.title} {_si(c.flops_per_s)}FLOP/s", (high, c.flops_per_s), xytext=(-3, 2),
-                    textcoords="offset points", ha="right", fontsize=7, color="#444444")  # fmt: skip
+        ax.annotate(f"{c.title}: {si(c.flops_per_s, 'FLOP/s')}", (low, c.flops_per_s), xytext=(3, 2),
+                    textcoords="offset points", fontsize=7, color="#444444")  # fmt: skip
     for number, point in enumerate(roof.points, 1):
         _draw_point(ax, number, point)
-    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(floor, top * 2.5), title=roof.title,
+    heights = [c.flops_per_s for c in roof.ceilings] + [p.flops_per_s for p in roof.points]
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(min(heights) / 30, max(heights) * 3), title=roof.title,
            xlabel="matmul FLOP per byte of the memory", ylabel="matmul FLOP/s")  # fmt: skip
     ax.grid(which="major", color="#dddddd", linewidth=0.5)
     ax.legend(loc="lower right", fontsize=7, framealpha=0.9)
 
 
 def _draw_point(ax: Axes, number: int, point: Point) -> None:
-    """One mark per memory at the same height; the farthest memory's mark carries the workload's name."""
-    for place, (memory, intensity) in enumerate(point.intensity.items()):
+    """One mark per memory, all at the height of the workload's FLOP/s and joined; the legend names the number."""
+    ends = sorted(point.intensity.values())
+    ax.plot(ends, [point.flops_per_s] * len(ends), color="#333333", linewidth=0.8, zorder=2)
+    for memory, intensity in point.intensity.items():
         colour, mark = MEMORY_STYLE.get(memory, OTHER_STYLE)
         ax.plot([intensity], [point.flops_per_s], mark, color=colour, markersize=6, markeredgecolor="white", zorder=3)
-        label = f"{number}: {point.workload} ({point.bound})" if place == 0 else str(number)
-        ax.annotate(label, (intensity, point.flops_per_s), xytext=(0, -11), textcoords="offset points",
-                    ha="center", fontsize=7)  # fmt: skip
+    ax.annotate(str(number), (ends[-1], point.flops_per_s), xytext=(6, -3), textcoords="offset points", fontsize=8)
+    ax.plot([], [], " ", label=f"{number}  {point.workload} ({point.bound})")
 
 
-def _span(roof: Roofline, top: float) -> tuple[float, float]:
+def _span(roof: Roofline) -> tuple[float, float]:
     """From a decade left of the leftmost point or ridge to a decade right of the rightmost."""
-    marks = [top / r.bytes_per_s for r in roof.roofs] + [i for p in roof.points for i in p.intensity.values()]
+    ridges = [roof.peak_flops_per_s / r.bytes_per_s for r in roof.roofs]
+    marks = ridges + [i for p in roof.points for i in p.intensity.values()]
     return min(marks) / 10, max(marks) * 10
-
-
-def _si(value: float) -> str:
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}"
-    return f"{value:.3g} "

@@ -51,6 +51,7 @@ class Point:
 class Roofline:
     target: str
     title: str
+    peak_flops_per_s: float  # the highest tensor-core ceiling that is shown
     roofs: tuple[Roof, ...]
     ceilings: tuple[Ceiling, ...]
     points: tuple[Point, ...]
@@ -59,7 +60,15 @@ class Roofline:
 def roofline(gpu: Gpu, predictions: Iterable[Prediction]) -> Roofline:
     """The roofline of `gpu` with the predictions made for it; those of other targets are left out."""
     mine = [p for p in predictions if p.target == gpu.name]
-    return Roofline(gpu.name, gpu.title, _roofs(gpu), _ceilings(gpu, mine), tuple(_point(p) for p in mine))
+    tensor = _tensor_ceilings(gpu, mine)
+    return Roofline(
+        target=gpu.name,
+        title=gpu.title,
+        peak_flops_per_s=max(c.flops_per_s for c in tensor),
+        roofs=_roofs(gpu),
+        ceilings=(*tensor, *_other_ceilings(gpu, mine)),
+        points=tuple(_point(p) for p in mine),
+    )
 
 
 def _roofs(gpu: Gpu) -> tuple[Roof, ...]:
@@ -72,26 +81,29 @@ def _roofs(gpu: Gpu) -> tuple[Roof, ...]:
     )
 
 
-def _ceilings(gpu: Gpu, predictions: Sequence[Prediction]) -> tuple[Ceiling, ...]:
-    per_cycle = gpu.sms.value * gpu.boost_hz.value
-    arch = gpu.architecture
-    used = {p.peak_flops_per_s for p in predictions}
-    tensor = [
-        Ceiling(f"tensor cores, {dtype}", rate.value * per_cycle, rate.source)
+def _tensor_ceilings(gpu: Gpu, predictions: Sequence[Prediction]) -> tuple[Ceiling, ...]:
+    """A ceiling per rate of the tensor cores; only those of dtypes that a prediction uses, when there is one."""
+    ceilings = [
+        Ceiling(f"tensor cores, {dtype}", gpu.tensor_flops_per_s(dtype), rate.source)
         for dtype, rate in gpu.tensor_flops_per_cycle.items()
     ]
-    nearest = {min(tensor, key=lambda c: abs(math.log(c.flops_per_s / peak))).flops_per_s for peak in used}
-    shown = [c for c in tensor if c.flops_per_s in nearest] or tensor  # only the dtypes that a point uses
-    fp32 = Ceiling(
-        "fp32 pipes", FLOPS_PER_FMA * arch.vector_ops_per_cycle.value * per_cycle, arch.vector_ops_per_cycle.source
-    )
-    special_rate = arch.special_ops_per_cycle.value * per_cycle
+    nearest = {
+        min(ceilings, key=lambda c: abs(math.log(c.flops_per_s / peak))).flops_per_s
+        for peak in {p.peak_flops_per_s for p in predictions}
+    }
+    return tuple(_merged([c for c in ceilings if c.flops_per_s in nearest] or ceilings))
+
+
+def _other_ceilings(gpu: Gpu, predictions: Sequence[Prediction]) -> tuple[Ceiling, ...]:
+    """fp32 fused multiply-adds, and special functions at each ratio of matmul FLOPs to operations that occurs."""
+    cycles_per_s = gpu.sms.value * gpu.boost_hz.value
+    vector, special = gpu.architecture.vector_ops_per_cycle, gpu.architecture.special_ops_per_cycle
     ratios = sorted({_two_digits(r) for p in predictions if (r := _flops_per_special(gpu, p)) is not None})
-    special = [
-        Ceiling(f"special functions, {r:g} FLOP each", special_rate * r, arch.special_ops_per_cycle.source)
-        for r in ratios
-    ]
-    return (*_merged(shown), fp32, *special)
+    return (
+        Ceiling("fp32 pipes", FLOPS_PER_FMA * vector.value * cycles_per_s, vector.source),
+        *(Ceiling(f"special functions at {r:g} FLOP each", r * special.value * cycles_per_s, special.source)
+          for r in ratios),
+    )  # fmt: skip
 
 
 def _merged(ceilings: Sequence[Ceiling]) -> list[Ceiling]:

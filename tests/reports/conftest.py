@@ -21,7 +21,7 @@ def gpu() -> Gpu:
         special_ops_per_cycle=quantity(16), shared_bytes_per_cycle=quantity(128), l2_bytes_per_cycle=quantity(64),
         shared_bytes=quantity(2e5), shared_bytes_per_block=quantity(2e5), registers=quantity(65536),
         registers_per_thread=quantity(255), warps=quantity(64), blocks=quantity(32), warp_threads=32,
-        operators={"exp": {"special": 1.0}, "max": {"vector": 1.0}}, operator_sources={},
+        operators={"exp": {"special": 1.0}, "max": {"vector": 1.0}}, operators_kind="assumed", operators_source="",
     )  # fmt: skip
     return Gpu(
         name="small", title="A small GPU", architecture=architecture, devices=("Small <1>",), family={},

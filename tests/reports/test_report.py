@@ -84,7 +84,7 @@ def test_roofs_and_ceilings_are_rates_times_sms_times_clock(gpu: Gpu, prediction
     assert heights == {
         "tensor cores, bf16, fp16": 1000 * 10 * 1e9,  # fp8 is not used by any point
         "fp32 pipes": 2 * 128 * 10 * 1e9,
-        "special functions, 400 FLOP each": 400 * 16 * 10 * 1e9,
+        "special functions at 400 FLOP each": 400 * 16 * 10 * 1e9,
     }
     (point,) = roof.points
     assert point.intensity == {"hbm": 8.0, "l2": 2.0} and point.flops_per_s == 4e12
