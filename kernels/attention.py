@@ -65,10 +65,7 @@ def _walk(acc, top, total, q, k_tile, v_tile, stride_kn, stride_vn, lo, hi, used
         base = new_top
         if BORDER:  # a row that has seen no key yet: -inf - -inf would be NaN
             base = tl.where(new_top == -float("inf"), 0.0, new_top)
-        if HAS_CAP:
-            weight = tl.exp2(score - base[:, None])
-        else:
-            weight = tl.exp2(score * scale_log2 - base[:, None])
+        weight = tl.exp2(score - base[:, None]) if HAS_CAP else tl.exp2(score * scale_log2 - base[:, None])
         decay = tl.exp2(top - base)
         total = total * decay + tl.sum(weight, 1)
         if BORDER:
@@ -93,7 +90,7 @@ def _forward(q_ptr, k_ptr, v_ptr, sink_ptr, lengths_q_ptr, lengths_k_ptr, out_pt
              BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALIGN_LAST: tl.constexpr, HAS_LEFT: tl.constexpr,
              HAS_RIGHT: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINK: tl.constexpr, HAS_LENGTHS_Q: tl.constexpr,
              HAS_LENGTHS_K: tl.constexpr, WHOLE_TILES: tl.constexpr):  # fmt: skip
-    """One block of queries of one head. WHOLE_TILES: every key tile is full (N is a multiple of BLOCK_N, no lengths)."""
+    """One block of queries of one head. WHOLE_TILES: every key tile is full (BLOCK_N divides N, no lengths)."""
     row_blocks = tl.cdiv(M, BLOCK_M)
     row_block = tl.program_id(0) % row_blocks
     if HAS_RIGHT:  # later rows see more keys: start them first, so that the last wave holds the short ones
@@ -225,8 +222,8 @@ def compile_only(
 ) -> Any:
     """Compile the kernel as `attention` would launch it on aligned tensors, without data, and return Triton's object.
 
-    sizes = (B, H, G, M, N, E, F); layout "bhme" contiguous, "bmhe" heads inside the sequence (as projections leave them).
-    The target is that of Triton's active driver.
+    sizes = (B, H, G, M, N, E, F); layout "bhme" contiguous, "bmhe" heads inside the sequence (as projections leave
+    them). The target is that of Triton's active driver.
     """
     B, H, G, M, N, E, F = sizes
     element: torch.dtype = getattr(torch, dtype)
@@ -258,13 +255,13 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, mask: Band, scale: float | None, so
         q, k, v, sink, lengths_q, lengths_k, out, lse, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         *out.stride()[:3], H, H // G, M, N, mask.left or 0, mask.right or 0, scale_log2, cap_log2,
     )  # fmt: skip
-    flags = dict(
-        E=E, F=F, BLOCK_E=triton.next_power_of_2(E), BLOCK_F=triton.next_power_of_2(F),
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, ALIGN_LAST=mask.align == "last",
-        HAS_LEFT=mask.left is not None, HAS_RIGHT=mask.right is not None, HAS_CAP=softcap is not None,
-        HAS_SINK=sink is not None, HAS_LENGTHS_Q=lengths_q is not None, HAS_LENGTHS_K=lengths_k is not None,
-        WHOLE_TILES=N % config.block_n == 0 and lengths_k is None,
-    )  # fmt: skip
+    flags = {
+        "E": E, "F": F, "BLOCK_E": triton.next_power_of_2(E), "BLOCK_F": triton.next_power_of_2(F),
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "ALIGN_LAST": mask.align == "last",
+        "HAS_LEFT": mask.left is not None, "HAS_RIGHT": mask.right is not None, "HAS_CAP": softcap is not None,
+        "HAS_SINK": sink is not None, "HAS_LENGTHS_Q": lengths_q is not None,
+        "HAS_LENGTHS_K": lengths_k is not None, "WHOLE_TILES": N % config.block_n == 0 and lengths_k is None,
+    }  # fmt: skip
     programs = B * H * triton.cdiv(M, config.block_m)
     return _Launch(programs, arguments, flags, {"num_warps": config.num_warps, "num_stages": config.num_stages})
 
@@ -316,3 +313,8 @@ def _check_outputs(out: Tensor, lse: Tensor, shape: tuple[int, ...], q: Tensor) 
             f"lse: got {lse.dtype} {list(lse.shape)} on {lse.device}, expected contiguous torch.float32 "
             f"{list(shape[:3])} on {q.device}"
         )
+
+
+def compile_named(sizes: list[int], dtype: str, mask: dict[str, Any], config: list[int], **rest: Any) -> Any:
+    """`compile_only` from plain JSON values, for the offline compiler."""
+    return compile_only(tuple(sizes), dtype, Band(**mask), Config(*config), **rest)  # type: ignore[arg-type]

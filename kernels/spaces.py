@@ -118,3 +118,27 @@ def default_config(e: int, f: int) -> Config:
     if widest <= 64:
         return Config(128, 64, 4, 2)
     return Config(128, 64, 8, 2) if widest <= 128 else Config(64, 32, 4, 2)
+
+
+def shared_bytes(heads: Heads, config: Config, capability: int) -> int:
+    """Dynamic shared memory of the attention kernel in bytes, without the barriers of newer architectures.
+
+    Q stays resident where the tensor core reads operands from shared memory. Triton keeps `num_stages` copies of a K and
+    a V tile where loads are asynchronous and the tensor core reads shared memory (wgmma, tcgen05), one fewer where
+    fragments are loaded to registers first (mma.sync).
+    """
+    q = config.block_m * heads.tile_e * heads.element_bytes
+    k = config.block_n * heads.tile_e * heads.element_bytes
+    v = config.block_n * heads.tile_f * heads.element_bytes
+    if config.num_stages == 1:
+        return q + max(k, v)
+    buffers = config.num_stages - (0 if 90 <= capability < 120 else 1)
+    return q + buffers * (k + v)
+
+
+def tmem_columns(heads: Heads, config: Config, limits: Limits) -> int:
+    return 0
+
+
+def registers_wanted(heads: Heads, config: Config, limits: Limits) -> int:
+    return 0

@@ -41,7 +41,10 @@ def repair_bfloat16_dot() -> None:
             return x
         return interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
-    interpreter.InterpreterBuilder.create_dot = lambda self, a, b, d, *rest: original(self, widen(a), widen(b), d, *rest)
+    def create_dot(self: object, a: object, b: object, d: object, *rest: object) -> object:
+        return original(self, widen(a), widen(b), d, *rest)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
 
 
 @pytest.fixture(scope="session")
