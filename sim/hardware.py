@@ -6,10 +6,17 @@ names one and adds what the device alone decides (number of SMs, clock, memories
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from einsight.einsum.expression import OPERATORS
+from einsight.sim import strict_yaml
+from einsight.sim.strict_yaml import Item, SpecError
 
 KINDS = ("datasheet", "guide", "measured", "assumed")
+PROFILES = Path(__file__).resolve().parent.parent / "hw_profiles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,7 @@ class Architecture:
 
     operators[klass][unit]  operations that one application of the operator class costs on `unit`, with units
     `special` (special-function unit), `vector` (fp32 pipe); `exp: {special: 1}`, `sigmoid: {special: 2, vector: 1}`.
+    Every class of `einsum.expression.OPERATORS` is there, and `macc`: a multiply-accumulate outside the tensor cores.
     """
 
     name: str
@@ -45,6 +53,9 @@ class Architecture:
     blocks: Quantity
     warp_threads: int
     operators: Mapping[str, Mapping[str, float]]
+    operators_kind: str  # one of KINDS, for the whole table
+    operators_source: str
+    tensor_memory_columns: Quantity | None = None  # of 128 lanes x 4 B; None where accumulators live in registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +74,160 @@ class Gpu:
     hbm_bytes_per_s: Quantity
     l2_bytes: Quantity
     tensor_flops_per_cycle: Mapping[str, Quantity]  # dense, per SM, by dtype of the operands (fp32 accumulate)
+    peak_flops_per_s: Mapping[str, Quantity]  # as the vendor prints it: dense, whole device; a check, not an input
+    peak_hz: Quantity | None = None  # the clock at which the vendor quotes those peaks, where it is not the boost clock
     kind: str = "gpu"
+
+    def tensor_flops_per_s(self, dtype: str, hz: float | None = None) -> float:
+        """Dense tensor-core rate of the whole device at a clock (boost if none is given)."""
+        return self.sms.value * self.tensor_flops_per_cycle[dtype].value * (hz or self.boost_hz.value)
+
+
+INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05", "mfma")
+PHASES = ("prefill", "decode")
+DTYPES = ("fp16", "bf16", "tf32", "fp32", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1")
+COST_UNITS = ("special", "vector")
+OPERATOR_CLASSES = tuple(sorted({op.klass for op in OPERATORS.values() if op.klass} | {"macc"}))
+
+# field of the dataclass: key in the file, unit
+_ARCHITECTURE_QUANTITIES = {
+    "vector_ops_per_cycle": ("vector_rate", "op/cycle"),
+    "special_ops_per_cycle": ("special_rate", "op/cycle"),
+    "shared_bytes_per_cycle": ("shared_rate", "byte/cycle"),
+    "l2_bytes_per_cycle": ("l2_rate", "byte/cycle"),
+    "shared_bytes": ("shared_memory", "byte"),
+    "shared_bytes_per_block": ("shared_memory_per_block", "byte"),
+    "registers": ("registers", "count"),
+    "registers_per_thread": ("registers_per_thread", "count"),
+    "warps": ("warps", "count"),
+    "blocks": ("blocks", "count"),
+}
+_GPU_QUANTITIES = {
+    "sms": ("sms", "count"),
+    "boost_hz": ("boost", "Hz"),
+    "tdp_w": ("tdp", "W"),
+    "hbm_bytes": ("memory", "byte"),
+    "hbm_bytes_per_s": ("memory_rate", "byte/s"),
+    "l2_bytes": ("l2", "byte"),
+}
+_ON_CHIP = frozenset({"shared_memory", "shared_memory_per_block", "l2"})  # powers of two: MB would be 5 % wrong
+
+
+def names() -> tuple[str, ...]:
+    """The shipped targets, sorted."""
+    return tuple(sorted(path.stem for path in PROFILES.glob("*.yaml")))
+
+
+def load_hardware(name_or_path: str | Path) -> Gpu:
+    """The hardware of a shipped profile ("h200-sxm") or of a profile file ("./my-gpu.yaml"); cached by file.
+
+    Raises `SpecError` for an unknown name, an unreadable file or a profile that says something else than it should.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".yaml":
+        path = PROFILES / f"{name_or_path}.yaml"
+        if str(name_or_path) not in names():
+            hint = strict_yaml.did_you_mean(str(name_or_path), names())
+            known = f"a .yaml file or one of: {', '.join(names())}"
+            raise SpecError("hardware", 0, "", f'"{name_or_path}"', known, hint)
+    return _load(path.resolve())
+
+
+def find_device(device: str) -> str | None:
+    """Name of the shipped profile that lists this device as the driver prints it ("NVIDIA H200"), or None."""
+    for name in names():
+        listed = strict_yaml.load(PROFILES / f"{name}.yaml").entries().get("devices")
+        if listed is not None and device.strip() in (item.text() for item in listed.items()):
+            return name
+    return None
+
+
+def load_architecture(path: Path) -> Architecture:
+    """One file of `architectures/`; raises `SpecError`."""
+    root = strict_yaml.load(path)
+    keys = [key for key, _ in _ARCHITECTURE_QUANTITIES.values()]
+    required = ["name", "compute_capability", "instructions", "warp_threads", *keys, "operators"]
+    table = root.table(required, ["tensor_memory_columns"])
+    _same_as_file(table["name"], path)
+    operators = table["operators"].table(["kind", "source", "costs"])
+    costs = operators["costs"].table(OPERATOR_CLASSES)
+    columns = table.get("tensor_memory_columns")
+    return Architecture(
+        name=table["name"].text(),
+        compute_capability=table["compute_capability"].text(),
+        instructions=table["instructions"].choice(INSTRUCTIONS),
+        warp_threads=table["warp_threads"].integer(1),
+        operators={klass: _cost(item) for klass, item in costs.items()},
+        operators_kind=operators["kind"].choice(KINDS),
+        operators_source=operators["source"].text(),
+        tensor_memory_columns=_quantity(columns, "count") if columns else None,
+        **{field: _quantity(table[key], unit) for field, (key, unit) in _ARCHITECTURE_QUANTITIES.items()},
+    )
+
+
+@cache
+def _load(path: Path) -> Gpu:
+    root = strict_yaml.load(path)
+    kind = root.entries().get("kind")
+    if kind is None:
+        raise root.error(f"the key kind, one of: {', '.join(_BUILDERS)}")
+    return _BUILDERS[kind.choice(_BUILDERS)](root, path)
+
+
+def _gpu(root: Item, path: Path) -> Gpu:
+    keys = [key for key, _ in _GPU_QUANTITIES.values()]
+    required = ["name", "title", "kind", "architecture", "devices", "family", *keys, "tensor", "peak"]
+    table = root.table(required, ["peak_clock"])
+    _same_as_file(table["name"], path)
+    tensor, peak = table["tensor"].table(optional=DTYPES), table["peak"].table(optional=DTYPES)
+    clock = table.get("peak_clock")
+    return Gpu(
+        name=table["name"].text(),
+        title=table["title"].text(),
+        kind=table["kind"].text(),
+        architecture=_architecture(table["architecture"], path),
+        devices=tuple(item.text() for item in table["devices"].items()),
+        family={phase: item.text() for phase, item in table["family"].table(PHASES).items()},
+        tensor_flops_per_cycle={dtype: _quantity(item, "flop/cycle") for dtype, item in tensor.items()},
+        peak_flops_per_s={dtype: _quantity(item, "flop/s") for dtype, item in peak.items()},
+        peak_hz=_quantity(clock, "Hz") if clock else None,
+        **{field: _quantity(table[key], unit) for field, (key, unit) in _GPU_QUANTITIES.items()},
+    )
+
+
+_BUILDERS: Mapping[str, Callable[[Item, Path], Gpu]] = {"gpu": _gpu}
+
+
+def _architecture(item: Item, profile: Path) -> Architecture:
+    """The named architecture: a file beside a profile of the user's own, or a shipped one."""
+    folders = (profile.parent / "architectures", PROFILES / "architectures")
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    name = item.choice(known)
+    return _load_architecture(next(f / f"{name}.yaml" for f in folders if (f / f"{name}.yaml").is_file()))
+
+
+_load_architecture = cache(load_architecture)
+
+
+def _cost(item: Item) -> dict[str, float]:
+    return {unit: number.number() for unit, number in item.table((), COST_UNITS).items()}
+
+
+def _quantity(item: Item, unit: str) -> Quantity:
+    """`{value: "4.8 TB/s", kind: datasheet, source: "title of the document"}`; for `assumed`, what it rests on."""
+    table = item.table(["value", "kind", "source"])
+    value = table["value"].quantity(unit)
+    if value <= 0:
+        raise table["value"].error("a number above zero")
+    if item.path.split(".")[-1] in _ON_CHIP and "iB" not in table["value"].text():
+        hint = "vendors print MB and mean MiB here; MB is 10^6 bytes"
+        raise table["value"].error("on-chip memory in KiB or MiB", hint)
+    if not table["source"].text().strip():
+        raise table["source"].error("where the number comes from")
+    return Quantity(value, str(table["value"].value), table["kind"].choice(KINDS), table["source"].text())
+
+
+def _same_as_file(name: Item, path: Path) -> None:
+    if name.text() != path.stem:
+        raise name.error(f'"{path.stem}", the name of the file')
+
