@@ -5,7 +5,8 @@ Definitions
   inside an Einsum over m and n), at the points that the Einsum's predicate leaves.
 - A `*` at the root whose products are summed is a multiply-accumulate, class `macc`: one per point.
 - Any other reduction of k existing points into one is k - 1 applications of its operator; nothing for an empty one.
-- Not counted: index expressions, predicates, unary minus, views, literals.
+- Not counted: index expressions (the coordinate n1*N0+n0 of a chunked rank, wherever it stands), predicates, unary
+  minus, views, literals.
 - An Einsum with several reductions sums the variables that no reduction names first, then takes them as written.
 """
 
@@ -16,17 +17,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from einsight.einsum import points
-from einsight.einsum.expression import (
-    OPERATORS,
-    Apply,
-    Expression,
-    Symbol,
-    conjuncts,
-    rewrite,
-    variables,
-)
-from einsight.einsum.formula import Formula, PointSet, constant, factor, polynomial
+from einsight.einsum.domain import Domain
+from einsight.einsum.expression import OPERATORS, Apply, Expression, Number, conjuncts, variables
+from einsight.einsum.formula import Formula, PointSet, constant, single
 from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate
 from einsight.einsum.resolve import resolve
 
@@ -62,12 +55,9 @@ class Counts:
         self, einsum: str | None = None, klass: str | None = None, where: Callable[[Count], bool] | None = None
     ) -> Counts:
         """The entries of one Einsum and/or class, and/or those for which `where` holds."""
-        chosen = (
-            e
-            for e in self.entries
-            if (einsum is None or e.einsum == einsum) and (klass is None or e.klass == klass) and (not where or where(e))
-        )
-        return replace(self, entries=tuple(chosen))
+        entries = (e for e in self.entries if einsum is None or e.einsum == einsum)
+        entries = (e for e in entries if klass is None or e.klass == klass)
+        return replace(self, entries=tuple(e for e in entries if where is None or where(e)))
 
     def group_by(self, what: str) -> dict[str, Counts]:
         """Parts by "klass" or "einsum", in the order in which they first appear."""
@@ -125,6 +115,54 @@ def count(cascade: Cascade) -> Counts:
     return Counts(cascade.name, tuple(e for e in entries if e.formula))
 
 
+# --- read-outs
+
+
+def matmul_flops(counts: Counts, causal: str = "exact") -> Formula:
+    """FLOPs as flash-attention reports them: 2 per multiply-accumulate of the matrix products, unmasked points only.
+
+    causal   "exact": the points of the mask, N(N+1)/2 for N queries and keys.
+             "half": half the diagonal left out, so that this mask has N*N/2 points, as flash-attention's benchmarks
+             count (`benchmarks/benchmark_flash_attention.py`; with M < N the mean number of keys is (N-M+N)/2, as in
+             `hopper/benchmark_attn.py`). Windows and other masks are exact in both.
+    """
+    if causal not in ("exact", "half"):
+        raise ValueError(f'causal points are counted "exact" or "half", not {causal!r}')
+    maccs = counts.filter(klass=MACC, where=lambda c: c.matmul).total()
+    if causal == "exact":
+        return 2 * maccs
+    strict = {p: single(replace(p, clauses=_strict(p.clauses[0]))) for p in maccs.point_sets if _is_causal(p)}
+    return maccs + maccs.replace(strict)
+
+
+def _is_causal(points: PointSet) -> bool:
+    """One order between two coordinates and nothing else."""
+    if len(points.clauses) != 1 or len(points.ranges) != 2 or points.exists:
+        return False
+    clause = points.clauses[0]
+    return isinstance(clause, Apply) and clause.op in ("<", "<=", ">", ">=")
+
+
+def _strict(clause: Expression) -> tuple[Expression, ...]:
+    """The order with its boundary removed: n <= m becomes n+1 <= m."""
+    assert isinstance(clause, Apply)
+    left, right = clause.args
+    if clause.op in ("<", "<="):
+        return (Apply(clause.op, (Apply("+", (left, Number(1))), right)),)
+    return (Apply(clause.op, (left, Apply("+", (right, Number(1))))),)
+
+
+def weighted(counts: Counts, weights: Mapping[str, float], sizes: Mapping[str, Any]) -> Any:
+    """Sum of weight * number over the operator classes: the work of a target that spends `weights[class]` (cycles, say)
+    on one application. ValueError names a class of the cascade without a weight."""
+    numbers = counts.evaluate(sizes)
+    unknown = [k for k in numbers if k not in weights]
+    if unknown:
+        known = ", ".join(sorted(weights)) or "none"
+        raise ValueError(f"{counts.cascade}: no weight for {', '.join(unknown)}; the target gives {known}")
+    return sum(weights[k] * n for k, n in numbers.items())
+
+
 # --- one Einsum
 
 
@@ -138,7 +176,7 @@ def _einsum_counts(domain: Domain, einsum: Einsum) -> list[Count]:
 
     root = einsum.expression
     is_macc = bool(stages) and stages[0][0] == "+" and isinstance(root, Apply) and root.op == "*"
-    for node in _operators(root):
+    for node in _operators(root, domain.positions):
         klass = OPERATORS[node.op].klass
         if klass and not (is_macc and node is root):
             sums[klass] = sums.get(klass, constant(0)) + domain.points(variables(node), clauses)
@@ -169,98 +207,15 @@ def _stages(einsum: Einsum) -> list[tuple[str, frozenset[str]]]:
     return stages
 
 
-def _operators(node: Expression) -> Iterator[Apply]:
-    """Operators applied to values: not those inside index expressions. A node used twice counts twice."""
-    if isinstance(node, Apply):
+def _operators(node: Expression, coordinates: frozenset[Expression]) -> Iterator[Apply]:
+    """Operators applied to values. A node used twice counts twice; index arithmetic (n1*N0+n0 is n) does not count."""
+    if isinstance(node, Apply) and node not in coordinates:
         yield node
         for argument in node.args:
-            yield from _operators(argument)
+            yield from _operators(argument, coordinates)
 
 
 def _is_matmul(einsum: Einsum) -> bool:
     assert isinstance(einsum.expression, Apply)
     left, right = (variables(a) & einsum.output_variables for a in einsum.expression.args)
     return bool(left - right) and bool(right - left)
-
-
-# --- points of an iteration space, as a formula
-
-
-@dataclass(frozen=True, slots=True)
-class Domain:
-    """Where variables walk: over their rank, or up to the bound of the iterate block they stand in."""
-
-    cascade: Cascade
-    limits: Mapping[str, Expression]
-
-    def extent(self, variable: str) -> Expression:
-        return self.limits.get(variable, Symbol(variable.upper()))
-
-    def order(self, variable: str) -> tuple[int, str]:
-        """Place in the cascade's declaration of ranks: the order in which a formula lists its factors."""
-        names = [n.lower() for r in self.cascade.ranks for n in (r.name, *r.parts)]
-        return (names.index(variable) if variable in names else len(names), variable)
-
-    def points(self, kept: frozenset[str], clauses: tuple[Expression, ...]) -> Formula:
-        """Number of points of the kept variables that the clauses leave; other variables only need some value."""
-        names = kept.union(*(variables(c) for c in clauses))
-        extents = {v: self.extent(v) for v in sorted(names, key=self.order)}
-        exists = names - kept
-        extents, exists, clauses = self._join_chunks(extents, exists, clauses)
-        clauses = tuple(c for c in clauses if not _always(c, extents))
-        total = constant(1)
-        for group, own in points.components(tuple(extents), clauses):
-            ranges = tuple((v, extents[v]) for v in group)
-            total = total * self._component(ranges, exists & frozenset(group), own)
-        return total
-
-    def _component(
-        self, ranges: tuple[tuple[str, Expression], ...], exists: frozenset[str], clauses: tuple[Expression, ...]
-    ) -> Formula:
-        if not clauses:
-            total = constant(1)
-            for variable, extent in ranges:
-                if variable not in exists:
-                    size = polynomial(extent)
-                    total = total * (factor(PointSet(((variable, extent),), (), ())) if size is None else size)
-            return total
-        for rank in self.cascade.ranks:
-            if len(rank.parts) == 2 and {v for v, _ in ranges} == {p.lower() for p in rank.parts}:
-                guard = _below(self.cascade.position(rank.name, self.cascade.family(rank.name)-{rank.name.lower()}), rank.name)
-                if clauses == (guard,) and exists == {rank.parts[1].lower()}:
-                    return factor(rank.parts[0])  # N1 = ceil(N/N0): every chunk starts below N
-        return factor(PointSet(ranges, tuple(v for v, _ in ranges if v in exists), clauses))
-
-    def _join_chunks(
-        self, extents: dict[str, Expression], exists: frozenset[str], clauses: tuple[Expression, ...]
-    ) -> tuple[dict[str, Expression], frozenset[str], tuple[Expression, ...]]:
-        """(n1, n0) as the one variable n, where the clauses use them only as n1*N0+n0; guarded, n walks 0 .. N-1."""
-        for rank in self.cascade.ranks:
-            parts = frozenset(p.lower() for p in rank.parts)
-            whole = rank.name.lower()
-            if len(parts) != 2 or not parts <= set(extents) or whole in extents or len(parts & exists) == 1:
-                continue
-            position = self.cascade.position(rank.name, parts)
-            by_position = tuple(rewrite(c, lambda n, p=position, w=whole: Symbol(w) if n == p else n) for c in clauses)
-            if by_position == clauses or any(variables(c) & parts for c in by_position):
-                continue
-            guarded = _below(Symbol(whole), rank.name) in by_position
-            size = Symbol(rank.name) if guarded else Apply("*", tuple(extents[p.lower()] for p in rank.parts))
-            joined = {(whole if v in parts else v): (size if v in parts else e) for v, e in extents.items()}
-            extents, clauses = joined, by_position
-            exists = (exists - parts) | {whole} if parts <= exists else exists
-        return extents, exists, clauses
-
-
-def _below(position: Expression | None, size: str) -> Expression | None:
-    return None if position is None else Apply("<", (position, Symbol(size)))
-
-
-def _always(clause: Expression, extents: Mapping[str, Expression]) -> bool:
-    """`n < N` for an n that walks 0 .. N-1."""
-    return (
-        isinstance(clause, Apply)
-        and clause.op == "<"
-        and isinstance(clause.args[0], Symbol)
-        and extents.get(clause.args[0].name) == clause.args[1]
-    )

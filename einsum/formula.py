@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from einsight.einsum import points
 from einsight.einsum.expression import Apply, Expression, Number, Symbol, walk
+from einsight.einsum.format import format_expression
+from einsight.einsum.inequality import value
+from einsight.einsum.points import count as count_points
 
 Value = Any
 """An exact `int`, or a NumPy array with one entry per case."""
@@ -58,16 +60,16 @@ class PointSet:
         return np.array(found)[inverse].reshape(np.broadcast_shapes(*(np.shape(c) for c in columns)))
 
     def __str__(self) -> str:
-        where = " && ".join(_text(c) for c in self.clauses)
+        where = " && ".join(format_expression(c) for c in self.clauses)
         quantified = f"some {','.join(self.exists)}: " if self.exists else ""
-        return f"#({','.join(self.kept)}: {quantified}{where})"
+        return f"#({','.join(self.kept)}: {quantified}{where})" if self.ranges else f"[{where}]"
 
 
 @lru_cache(maxsize=65536)
 def _points_at(atom: PointSet, values: tuple[int, ...]) -> int:
     sizes = dict(zip(atom.symbols, values, strict=True))
-    ranges = {v: points.value(extent, sizes) for v, extent in atom.ranges}
-    return points.count(ranges, atom.clauses, sizes, atom.exists)
+    ranges = {v: int(value(extent, sizes)) for v, extent in atom.ranges}
+    return count_points(ranges, atom.clauses, sizes, atom.exists)
 
 
 Factor = str | PointSet
@@ -133,7 +135,7 @@ class Formula:
             for factor, power in monomial:
                 by = factors.get(factor) if isinstance(factor, PointSet) else None
                 for _ in range(power):
-                    term = term * (Formula((((((factor, 1),)), 1),)) if by is None else by)
+                    term = term * (single(factor) if by is None else by)
             total = total + term
         return total
 
@@ -174,7 +176,7 @@ def constant(number: int) -> Formula:
     return Formula((((), number),)) if number else Formula()
 
 
-def factor(f: Factor) -> Formula:
+def single(f: Factor) -> Formula:
     """The formula that consists of one size symbol or one point set."""
     return Formula(((((f, 1),), 1),))
 
@@ -184,7 +186,7 @@ def polynomial(expression: Expression) -> Formula | None:
     if isinstance(expression, Number):
         return constant(int(expression.value)) if float(expression.value).is_integer() else None
     if isinstance(expression, Symbol):
-        return factor(expression.name)
+        return single(expression.name)
     if isinstance(expression, Apply) and expression.op in ("+", "-", "*", "neg"):
         args = [polynomial(a) for a in expression.args]
         known = [a for a in args if a is not None]
@@ -205,7 +207,9 @@ def _size(name: str, sizes: Mapping[str, Value]) -> Value:
     if name not in sizes:
         raise KeyError(f"size {name} is missing; known sizes: {', '.join(sorted(sizes)) or 'none'}")
     size = sizes[name]
-    return size if isinstance(size, np.ndarray | float) else int(size)
+    if isinstance(size, np.ndarray):
+        return size.astype(np.int64) if np.issubdtype(size.dtype, np.integer) else size
+    return size if isinstance(size, float) else int(size)
 
 
 def _times(a: Monomial, b: Monomial) -> Monomial:
@@ -248,24 +252,3 @@ def _sum_text(terms: tuple[tuple[Monomial, int], ...]) -> str:
         sign = (" - " if text else "-") if coefficient < 0 else (" + " if text else "")
         text += sign + _monomial_text(monomial, abs(coefficient))
     return text
-
-
-_LEVEL = {"||": 0, "&&": 1, "<": 2, "<=": 2, ">": 2, ">=": 2, "==": 2, "!=": 2, "+": 3, "-": 3, "*": 4, "/": 4, "%": 4}
-
-
-def _text(node: Expression, level: int = 0) -> str:
-    if isinstance(node, Number):
-        return f"{node.value:g}"
-    if isinstance(node, Symbol):
-        return node.name
-    if not isinstance(node, Apply):
-        return f"{node.tensor}[{', '.join(_text(i) for i in node.indices)}]"
-    if node.op == "neg":
-        return f"-{_text(node.args[0], 5)}"
-    if node.op not in _LEVEL:
-        return f"{node.op}({', '.join(_text(a) for a in node.args)})"
-    own = _LEVEL[node.op]
-    left, right = node.args
-    joined = f"{node.op}" if own == 4 else f" {node.op} "
-    text = f"{_text(left, own)}{joined}{_text(right, own + 1)}"
-    return f"({text})" if own < level else text
