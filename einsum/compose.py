@@ -113,9 +113,9 @@ def _required(host: Cascade, fragment: Cascade, wanted: Mark, verb: str) -> Acce
 def _splice(host: Cascade, fragment: Cascade, mark: Access) -> tuple[Cascade, tuple[str, ...]]:
     """The host with the fragment in it, and the names of the Einsums that came with the fragment."""
     assert fragment.extends is not None
+    role = fragment.extends.role
     fragment = _with_names_of_its_own(fragment, host)
     graft = _Graft.of(host, fragment, mark)
-    role = fragment.extends.role
     new_mark = fragment.mark(role)
     if new_mark is None:
         raise IllegalComposition(f"fragment {fragment.name} extends the {role} but does not end in a new `{role}` line")
