@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from einsight.sim.family import Family
+from einsight.sim.hardware import Architecture
+from einsight.sim.schedule import SCHEDULES, Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +28,7 @@ class Resources:
 class Mapping:
     """One fused kernel's choices.
 
-    block_m, block_n   query rows and keys of a tile (rows of G packed heads when `pack_gqa`)
+    block_m, block_n   query rows and keys of a tile (rows of packed heads when `pack_gqa`)
     splits             number of parts that the key rank is cut into, each its own block (split-KV), then merged
     blocks_per_sm      resident blocks per SM
     schedule           "static" (launch order, in waves) or "persistent" (longest first on a fixed grid)
@@ -38,3 +45,96 @@ class Mapping:
     pack_gqa: bool = False
     fused: bool = True
     skips_masked: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("block_m", "block_n", "splits", "blocks_per_sm"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"mapping: {name} is {getattr(self, name)}; expected 1 or more")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"mapping: schedule is {self.schedule!r}; expected one of {', '.join(SCHEDULES)}")
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def shared_bytes(block_m: Array, block_n: Array, row_bytes: Array, key_bytes: Array, stages: int) -> Array:
+    """Shared memory of a block: its resident rows (Q) and `stages` buffers of the streamed key tile (K and V).
+
+    `row_bytes`, `key_bytes`: bytes per query row of the resident, per key of the streamed tensors. The form that a
+    pipelined kernel with asynchronous copies into shared memory has; a compiler's figure replaces it where there is one.
+    """
+    return block_m * row_bytes + stages * block_n * key_bytes
+
+
+def occupancy(arch: Architecture, shared: Array, warps: int, registers_per_thread: int) -> Array:
+    """Blocks that fit on one SM at the same time, 0 when not even one does."""
+    reserved = 1024.0  # bytes of shared memory that the driver keeps per block on compute capability 8.0 and later
+    registers = np.ceil(registers_per_thread / 8) * 8 * warps * arch.warp_threads  # allocated in steps of 8 per thread
+    fits = np.floor(arch.shared_bytes.value / (shared + reserved))
+    fits = np.where(shared > arch.shared_bytes_per_block.value, 0.0, fits)
+    return np.minimum(
+        np.minimum(fits, np.floor(arch.registers.value / registers)),
+        min(arch.blocks.value, arch.warps.value // warps),
+    )
+
+
+def why_illegal(mapping: Mapping, resources: Resources, arch: Architecture) -> str | None:
+    """The reason why the mapping cannot run with these resources, or None."""
+    if resources.shared_bytes > arch.shared_bytes_per_block.value:
+        return (
+            f"a {mapping.block_m}x{mapping.block_n} tile needs {resources.shared_bytes} bytes of shared memory; "
+            f"{arch.name} gives a block at most {arch.shared_bytes_per_block.text}"
+        )
+    if resources.registers_per_thread > arch.registers_per_thread.value:
+        return f"{resources.registers_per_thread} registers per thread; {arch.name} has {arch.registers_per_thread.text}"
+    fits = occupancy(arch, np.array(float(resources.shared_bytes)), resources.warps, resources.registers_per_thread)
+    if fits < 1:
+        return f"{resources.warps} warps of {resources.registers_per_thread} registers do not fit on an SM"
+    if mapping.blocks_per_sm > fits:
+        return f"{mapping.blocks_per_sm} blocks per SM asked, {int(fits)} fit"
+    return None
+
+
+def choose_tile(
+    family: Family, arch: Architecture, head_dim: Array, row_bytes: Array, key_bytes: Array
+) -> tuple[Array, Array, Array]:
+    """(block_m, block_n, blocks per SM) by the family's table, halved until one block fits into shared memory."""
+    rows = [family.tile(int(d)) for d in head_dim.ravel()]
+    block_m = np.array([t.block_m for t in rows], dtype=np.float64).reshape(head_dim.shape)
+    block_n = np.array([t.block_n for t in rows], dtype=np.float64).reshape(head_dim.shape)
+    fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes)
+    while np.any(fits < 1) and np.any((fits < 1) & (block_n > 16) | (fits < 1) & (block_m > 16)):
+        narrow = (fits < 1) & (block_n > 32)
+        block_n = np.where(narrow, np.maximum(16.0, np.floor(block_n / 32) * 16), block_n)
+        block_m = np.where((fits < 1) & ~narrow & (block_m > 16), block_m / 2, block_m)
+        block_n = np.where((fits < 1) & ~narrow & (block_m <= 16), 16.0, block_n)
+        fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes)
+    return block_m, block_n, np.maximum(fits, 1.0)
+
+
+def _fits(family: Family, arch: Architecture, m: Array, n: Array, row_bytes: Array, key_bytes: Array) -> Array:
+    shared = shared_bytes(m, n, row_bytes, key_bytes, family.stages)
+    return occupancy(arch, shared, family.warps, family.registers_per_thread)
+
+
+def choose_splits(family: Family, blocks: Array, tiles: Array, keys: Array, slots: Array) -> Array:
+    """Parts of the key rank by the family's rule. `blocks`: the grid without splitting; `tiles`: key tiles of the
+    longest block; `keys`: keys it covers; `slots`: blocks that run at the same time."""
+    if family.split.rule == "none":
+        return np.ones_like(blocks)
+    if family.split.rule == "fill":
+        most = np.maximum(1.0, np.floor(keys / family.split.min_keys))
+        return np.clip(np.floor(slots / blocks), 1.0, np.minimum(most, np.maximum(tiles, 1.0)))
+    return _efficient_splits(blocks, tiles, slots, family.split.min_tiles)
+
+
+def _efficient_splits(blocks: Array, tiles: Array, slots: Array, min_tiles: int) -> Array:
+    """FlashAttention's heuristic: the smallest split that fills its waves at least 85 % as well as the best one."""
+    most = 128
+    s = np.arange(1, most + 1, dtype=np.float64)
+    waves = blocks[..., None] * s / slots[..., None]
+    useful = s <= np.maximum(tiles[..., None], 1.0)
+    efficiency = np.where(useful, waves / np.ceil(waves), 0.0)
+    good = efficiency >= 0.85 * efficiency.max(axis=-1, keepdims=True)
+    chosen = s[np.argmax(good, axis=-1)]
+    return np.where((blocks >= 0.8 * slots) | (tiles < min_tiles), 1.0, chosen)

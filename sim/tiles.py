@@ -55,11 +55,14 @@ class TileHistogram:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileAverage:
-    """Means over the blocks of each case (one split), shape (cases,); `blocks` is their number."""
+    """Over the blocks of each case (one split), shape (cases,): means, their number, and (tiles, masked tiles) of the
+    blocks with the most and with the fewest tiles among those looked at, which include the first and the last."""
 
     total: NDArray[np.float64]
     masked: NDArray[np.float64]
     blocks: Ints
+    longest: tuple[Ints, Ints]
+    shortest: tuple[Ints, Ints]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,7 +145,6 @@ def average_tiles(
     M, N, BM, BN, P = (np.asarray(x, dtype=np.int64).reshape(-1, 1) for x in (m, n, block_m, block_n, pack))
     band = _limits(mask)
     number = -(-M * P // BM)
-    cases = np.broadcast_shapes(number.shape, N.shape, BN.shape, band[0].shape)[0]
     half = max(1, samples // 2)
     k = np.arange(half, dtype=np.int64)
     near = (2 * k + 1) * number // (4 * half)  # middles of `half` strata of the first half of the blocks
@@ -151,29 +153,29 @@ def average_tiles(
     everyone = np.arange(2 * half, dtype=np.int64)
     picked = np.where(short, np.minimum(everyone, number - 1), picked)
     weight = np.where(short, everyone < number, True) / np.minimum(number, 2 * half)
+    picked = np.concatenate([picked, np.zeros_like(number), number - 1], axis=1)  # the extremes count for nothing else
+    weight = np.concatenate([weight, np.zeros_like(weight[:, :2])], axis=1)
     first, last = _rows_of(picked, M, BM, P)
     runs = _band_tiles(_band_edges(band, first, M, N), _band_edges(band, last, M, N), BN)
-    total = (runs.total * weight).sum(axis=1)
-    masked = total - (runs.full_within(np.zeros_like(runs.total), runs.total) * weight).sum(axis=1)
-    shape = (cases,)
-    return TileAverage(
-        np.broadcast_to(total, shape), np.broadcast_to(masked, shape), np.broadcast_to(number[:, 0], shape)
-    )
+    masked = runs.total - runs.full_within(np.zeros_like(runs.total), runs.total)
+    cases = np.broadcast_shapes(runs.total.shape, weight.shape)[0]
+    weight = np.broadcast_to(weight, (cases, weight.shape[1]))
+    ends = []
+    for chosen in (runs.total.argmax(axis=1), runs.total.argmin(axis=1)):
+        pick = chosen[:, None]
+        ends.append(tuple(np.take_along_axis(x, pick, axis=1)[:, 0] for x in (runs.total, masked)))
+    mean = ((x * weight).sum(axis=1) for x in (runs.total, masked))
+    return TileAverage(*mean, np.broadcast_to(number[:, 0], (cases,)), ends[0], ends[1])  # type: ignore[arg-type]
 
 
-def edge_blocks(
-    mask: Mask, m: Ints, n: Ints, block_m: Ints, block_n: Ints, pack: Ints
-) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
-    """(tiles, masked tiles) of the first and of the last block of each case, shape (cases,); bands only."""
-    M, N, BM, BN, P = (np.asarray(x, dtype=np.int64).reshape(-1, 1) for x in (m, n, block_m, block_n, pack))
-    band = _limits(mask)
-    out = []
-    for picked in (np.zeros_like(M), -(-M * P // BM) - 1):
-        first, last = _rows_of(picked, M, BM, P)
-        runs = _band_tiles(_band_edges(band, first, M, N), _band_edges(band, last, M, N), BN)
-        total = runs.total[:, 0]
-        out.append((total, total - runs.full_within(np.zeros_like(runs.total), runs.total)[:, 0]))
-    return out[0], out[1]
+def touched_keys(mask: Mask, m: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys that at least one query sees, per case; all of them for block lists and grids of tokens."""
+    if mask.gna is not None or mask.blocks is not None:
+        return n
+    M, N = (np.asarray(x, dtype=np.int64).reshape(-1, 1) for x in np.broadcast_arrays(m, n))
+    first, last = _band_edges(_limits(mask), np.zeros_like(M), M, N), _band_edges(_limits(mask), M - 1, M, N)
+    seen = last.sink + np.maximum(last.high - np.maximum(first.low, last.sink), 0)
+    return seen[:, 0].astype(np.float64).reshape(np.shape(n))
 
 
 def has_band(mask: Mask) -> bool:

@@ -1,0 +1,131 @@
+"""The vectorised core: times of one workload shape (cascade, mask kind, dtypes) at arrays of sizes, on one GPU and family.
+
+`predict` calls it with arrays of length one and adds words; `sweep` calls it with thousands of cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+
+import numpy as np
+
+from einsight.einsum.expression import Expression
+from einsight.sim.family import Family
+from einsight.sim.gpu import Cases, KernelTime, kernel_time
+from einsight.sim.grid import Tiles, grid_of
+from einsight.sim.hardware import Gpu
+from einsight.sim.mapping import Mapping, choose_splits, choose_tile
+from einsight.sim.mask import Mask
+from einsight.sim.plan import Plan, head_dim, key_bytes, mask_operations, row_bytes
+from einsight.sim.schedule import Array
+from einsight.sim.tiles import touched_keys
+from einsight.sim.work import KEY, QUERY
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Times in seconds and the mapping of every case; `bounds_s` sums each resource over the kernels."""
+
+    time_s: Array
+    bounds_s: MappingType[str, Array]
+    kernels: tuple[KernelTime, ...]
+    cases: Cases
+    notes: tuple[str, ...]
+
+
+def estimate(
+    plan: Plan, mask: Mask, predicate: Expression | None, sizes: MappingType[str, Array], warm: bool, gpu: Gpu,
+    family: Family, mapping: Mapping | None = None,
+) -> Estimate:  # fmt: skip
+    """Times at `sizes` (upper-case names; arrays that broadcast to one shape). `mapping` fixes the tiles and splits."""
+    cases, notes = build_cases(plan, mask, predicate, sizes, warm, gpu, family, mapping)
+    times = tuple(kernel_time(work, cases, gpu, family) for work in plan.works)
+    names = dict.fromkeys(name for t in times for name in t.bounds_s)
+    shape = cases.block_m.shape
+    bounds = {
+        n: np.broadcast_to(sum((t.bounds_s[n] for t in times if n in t.bounds_s), np.zeros(())), shape) for n in names
+    }
+    total = np.broadcast_to(sum((t.time_s for t in times), np.zeros(())), shape)
+    return Estimate(total, bounds, times, cases, notes)
+
+
+def build_cases(
+    plan: Plan, mask: Mask, predicate: Expression | None, sizes: MappingType[str, Array], warm: bool, gpu: Gpu,
+    family: Family, mapping: Mapping | None,
+) -> tuple[Cases, tuple[str, ...]]:  # fmt: skip
+    """Everything that varies, with the mapping by the family's rules where none is given; and notes about the choice."""
+    names = sorted(sizes)
+    full = dict(zip(names, np.broadcast_arrays(*(np.asarray(sizes[n], dtype=np.float64) for n in names)), strict=True))
+    notes: list[str] = []
+    block_m, block_n, resident = _tile_choice(plan, full, gpu, family, mapping, notes)
+    pack = _packed(full, family, mapping)
+    heads = np.where(pack, full["J"], 1.0)
+    tiles = _tiles(mask, full, block_m, block_n, heads, family, mapping)
+    splits = _split_choice(plan, full, tiles, block_n, resident, pack, gpu, family, mapping)
+    persistent = mapping.schedule == "persistent" if mapping else family.schedule == "persistent"
+    return Cases(
+        sizes=full, block_m=block_m, block_n=block_n, splits=splits, blocks_per_sm=resident,
+        persistent=np.full(block_m.shape, persistent), pack=pack, warm=np.full(block_m.shape, warm), tiles=tiles,
+        widths=plan.widths, dtype=plan.dtype, touched=touched_keys(mask, full[QUERY], full[KEY]) / full[KEY],
+        mask_ops=mask_operations(predicate, gpu.architecture),
+    ), tuple(notes)  # fmt: skip
+
+
+def _tile_choice(
+    plan: Plan, sizes: MappingType[str, Array], gpu: Gpu, family: Family, mapping: Mapping | None, notes: list[str]
+) -> tuple[Array, Array, Array]:
+    shape = sizes[QUERY].shape
+    if mapping is not None:
+        return tuple(np.full(shape, float(x)) for x in (mapping.block_m, mapping.block_n, mapping.blocks_per_sm))  # type: ignore[return-value]
+    dims, rows, keys = (np.broadcast_to(f(plan, sizes), shape) for f in (head_dim, row_bytes, key_bytes))
+    chosen = choose_tile(family, gpu.architecture, dims, rows, keys)
+    wide = dims > family.tiles[-1].head_dim
+    if np.any(wide):
+        notes.append(
+            f"head dimension {int(dims.max())} is beyond {family.name}'s tile table (up to {family.tiles[-1].head_dim}): "
+            "its widest row, shrunk until a block fits into shared memory"
+        )
+    return chosen
+
+
+def _packed(sizes: MappingType[str, Array], family: Family, mapping: Mapping | None) -> Array:
+    if mapping is not None:
+        return np.full(sizes[QUERY].shape, mapping.pack_gqa)
+    if family.pack_gqa == "decode":
+        return np.asarray(sizes[QUERY] <= 1.0)
+    return np.full(sizes[QUERY].shape, family.pack_gqa == "always")
+
+
+def _tiles(
+    mask: Mask, sizes: MappingType[str, Array], block_m: Array, block_n: Array, heads: Array, family: Family,
+    mapping: Mapping | None,
+) -> Tiles:  # fmt: skip
+    skips = mapping.skips_masked if mapping else family.skips_masked
+    found = grid_of(mask if skips else Mask(), sizes[QUERY], sizes[KEY], block_m, block_n, heads)
+    if skips or mask.is_dense:
+        return found
+    return Tiles(found.blocks, found.total, found.total, found.longest, found.longest, found.shortest, found.shortest)
+
+
+def _split_choice(
+    plan: Plan, sizes: MappingType[str, Array], tiles: Tiles, block_n: Array, resident: Array, pack: Array, gpu: Gpu,
+    family: Family, mapping: Mapping | None,
+) -> Array:  # fmt: skip
+    if mapping is not None:
+        return np.full(block_n.shape, float(mapping.splits))
+    if not plan.splittable:
+        return np.ones(block_n.shape)
+    replicas = sizes["B"] * sizes["G"] * np.where(pack, 1.0, sizes["J"])
+    slots = gpu.sms.value * resident
+    return choose_splits(family, np.maximum(tiles.blocks * replicas, 1.0), tiles.longest, tiles.longest * block_n, slots)
+
+
+def mapping_of(cases: Cases, index: int, family: Family, fused: bool) -> Mapping:
+    """The mapping of one case, as a value."""
+    return Mapping(
+        block_m=int(cases.block_m[index]), block_n=int(cases.block_n[index]), splits=int(cases.splits[index]),
+        blocks_per_sm=int(cases.blocks_per_sm[index]),
+        schedule="persistent" if cases.persistent[index] else "static", pack_gqa=bool(cases.pack[index]),
+        fused=fused, skips_masked=family.skips_masked,
+    )  # fmt: skip

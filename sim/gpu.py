@@ -1,0 +1,287 @@
+"""Time of a cascade on a GPU, from the tiles that its kernels run.
+
+A tile keeps each unit of an SM busy for some cycles (tensor cores, special functions, fp32 pipe, shared memory, L2
+port); the largest of them is a floor and `unhidden` of the rest adds to it. Tiles make blocks, blocks are placed on the
+SMs, and the bytes that must come from HBM run beside them. Every time is at least each of its bounds; at a fixed mapping
+it never grows with bandwidth, clock or SMs. Arrays over cases throughout: one prediction is a case of length one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from einsight.einsum.ir import Tensor
+from einsight.sim.family import Family
+from einsight.sim.hardware import Gpu
+from einsight.sim.schedule import Array, makespan
+from einsight.sim.grid import Tiles
+from einsight.sim.traffic import OUTER, Cache, elements, hbm_bytes
+from einsight.sim.work import KEY, QUERY, KernelWork, Share, Sweep
+
+PARTIAL_BYTES = 4
+"""Partial results of a split run are fp32."""
+MMA_GRANULE = 16
+"""Contracted and feature ranks are padded to multiples of 16: the K of every 16-bit tensor-core instruction."""
+PADDED = ("E", "F", "R")
+
+
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """What varies from case to case; every array has one entry per case.
+
+    sizes      B, G, J, M, N and the feature ranks
+    tiles      what the mask leaves to run, per replica of the grid
+    widths     bytes per element of every input, output and intermediate
+    touched    share of the keys that some query needs
+    mask_ops   fp32-pipe operations per score of a masked tile
+    """
+
+    sizes: Mapping[str, Array]
+    block_m: Array
+    block_n: Array
+    splits: Array
+    blocks_per_sm: Array
+    persistent: Array
+    pack: Array
+    warm: Array
+    tiles: Tiles
+    widths: Mapping[str, float]
+    dtype: str
+    touched: Array
+    mask_ops: float
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """One kernel: its time and what each resource alone would need, in seconds; traffic in bytes; `busy` in cycles per SM."""
+
+    name: str
+    time_s: Array
+    bounds_s: Mapping[str, Array]
+    hbm_bytes: Array
+    l2_bytes: Array
+    shared_bytes: Array
+    operations: Mapping[str, Array]
+
+
+def kernel_time(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTime:
+    """Time of one kernel on `gpu`. Sizes in elements, results in seconds and bytes."""
+    if work.grid == "einsum":
+        return _streaming(work, cases, gpu, family)
+    return _tiled(work, cases, gpu, family)
+
+
+# -- fused kernels ---------------------------------------------------------------------------------------------------
+
+
+def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTime:
+    extents = grid_extents(work, cases)
+    replicas = _product([x for rank, x in extents if rank in OUTER])
+    tiles = cases.tiles if work.grid == "query" else _key_tiles(cases)
+    count = tiles.blocks * replicas * cases.splits
+    resident = np.maximum(1.0, np.minimum(cases.blocks_per_sm, np.ceil(count / gpu.sms.value)))
+    slots = gpu.sms.value * resident
+
+    at = tile_sizes(cases)
+    swept = [_tile(sweep, at, cases, gpu, family) for sweep in work.sweeps]
+    rounds = [np.maximum(t.alone, resident * t.widest) for t in swept]
+    per_tile = sum(rounds, np.zeros(()))
+    masked = cases.mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * resident
+    fixed = family.constant("block_cycles") + _block_cycles(work, at, cases, gpu)
+
+    def block(total: Array, border: Array) -> Array:
+        return fixed + np.ceil(total / cases.splits) * per_tile + np.ceil(border / cases.splits) * masked * len(swept)
+
+    longest, shortest = block(tiles.longest, tiles.longest_masked), block(tiles.shortest, tiles.shortest_masked)
+    total = replicas * (
+        tiles.blocks * cases.splits * fixed + tiles.total * per_tile + tiles.masked * masked * len(swept)
+    )
+    total = np.clip(total, count * shortest, count * longest)
+    cycles = makespan(count, total, longest, shortest, slots, cases.persistent)
+    return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, longest, slots, masked)
+
+
+@dataclass(frozen=True, slots=True)
+class _TileCost:
+    """Cycles of one tile on one SM: `peak` per unit at its full rate, `alone` for a lone block, `widest` the busiest unit."""
+
+    peak: Mapping[str, Array]
+    alone: Array
+    widest: Array
+    stream_bytes: Array
+    shared_bytes: Array
+
+
+def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family: Family) -> _TileCost:
+    arch = gpu.architecture
+    peak = _unit_cycles(sweep.share, at, cases, gpu)
+    scores = cases.block_m * cases.block_n
+    peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * scores / arch.vector_ops_per_cycle.value
+    loaded = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams), np.zeros(()))
+    shared = loaded * (1.0 + np.ceil(cases.block_m / family.operand_rows))
+    peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
+    peak["L2"] = loaded / arch.l2_bytes_per_cycle.value
+    real = {**peak, "tensor cores": peak["tensor cores"] / family.constant("mma_efficiency")}
+    stacked = np.stack(np.broadcast_arrays(*real.values()))
+    widest = stacked.max(axis=0)
+    alone = widest + family.constant("unhidden") * (stacked.sum(axis=0) - widest)
+    return _TileCost(peak, alone, widest, loaded, shared)
+
+
+def _unit_cycles(share: Share, at: Mapping[str, Array], cases: Cases, gpu: Gpu) -> dict[str, Array]:
+    """Cycles per SM at full rate of the arithmetic of some Einsums at the sizes `at`."""
+    arch = gpu.architecture
+    padded = {r: np.ceil(v / MMA_GRANULE) * MMA_GRANULE if r in PADDED else v for r, v in at.items()}
+    rate = gpu.tensor_flops_per_cycle[cases.dtype].value
+    return {
+        "tensor cores": _array(2.0 * share.matmul(padded) / rate),  # type: ignore[operator]
+        "special functions": _array(share.units(at, arch.operators, "special")) / arch.special_ops_per_cycle.value,
+        "fp32 pipe": _array(share.units(at, arch.operators, "vector")) / arch.vector_ops_per_cycle.value,
+    }
+
+
+def _block_cycles(work: KernelWork, at: Mapping[str, Array], cases: Cases, gpu: Gpu) -> Array:
+    """Once per block: resident tensors in, results out, and the Einsums outside the sweeps, one after the other."""
+    moved = sum((elements(t, at) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), np.zeros(()))
+    once = _unit_cycles(work.block, at, cases, gpu)
+    return moved / gpu.architecture.l2_bytes_per_cycle.value + sum(once.values(), np.zeros(()))
+
+
+def grid_extents(work: KernelWork, cases: Cases) -> list[tuple[str, Array]]:
+    """The grid's dimensions, slowest first. Packed query heads share a block, so `J` has extent 1 there."""
+    s = cases.sizes
+    j = np.where(cases.pack, 1.0, s["J"]) if work.grid == "query" else np.ones(())
+    rows = cases.tiles.blocks if work.grid == "query" else np.ones(())
+    return [("B", s["B"]), ("G", s["G"]), ("J", j), (QUERY, rows)]
+
+
+def _key_tiles(cases: Cases) -> Tiles:
+    """The grid of a kernel that only walks keys: one block per head, every key tile, no mask."""
+    total = np.ceil(cases.sizes[KEY] / cases.block_n)
+    none = np.zeros_like(total)
+    return Tiles(np.ones_like(total), total, none, total, none, total, none)
+
+
+def tile_sizes(cases: Cases) -> dict[str, Array]:
+    """Sizes at which a formula gives the work of one tile of one head: M = block_m, N = block_n, one chunk of each."""
+    at = dict(cases.sizes)
+    at |= {rank: np.ones(()) for rank in OUTER}
+    at |= {QUERY: cases.block_m, KEY: cases.block_n}
+    for rank, tile in ((QUERY, cases.block_m), (KEY, cases.block_n)):
+        at |= {f"{rank}0": tile, f"{rank}1": np.ones(())}
+    return at
+
+
+def _assemble(
+    work: KernelWork, cases: Cases, gpu: Gpu, family: Family, swept: list[_TileCost], extents: list[tuple[str, Array]],
+    replicas: Array, tiles: Tiles, cycles: Array, longest: Array, slots: Array, masked: Array,
+) -> KernelTime:  # fmt: skip
+    arch, clock, sms = gpu.architecture, gpu.boost_hz.value, gpu.sms.value
+    run = tiles.total * replicas
+    far = memory_bytes(work, cases, gpu, family, extents, slots)
+    near = sum((t.stream_bytes for t in swept), np.zeros(())) * run + _resident_bytes(work, cases, replicas, tiles)
+    partial = _partial_bytes(work, cases)
+    bounds = {
+        unit: sum((t.peak[unit] for t in swept), np.zeros(())) * run / sms / clock
+        for unit in ("tensor cores", "special functions", "fp32 pipe", "shared memory")
+    }
+    bounds["L2"] = near / (arch.l2_bytes_per_cycle.value * sms * clock)
+    bounds["HBM"] = far / gpu.hbm_bytes_per_s.value
+    bounds["longest block"] = longest / clock
+    compute, memory = cycles / clock, bounds["HBM"] / family.constant("hbm_fraction")
+    time = np.maximum(compute, memory) + family.constant("unhidden_memory") * np.minimum(compute, memory)
+    time = np.maximum(time, np.maximum(bounds["L2"], bounds["shared memory"]))
+    merge = np.where(cases.splits > 1, family.constant("combine_s"), 0.0)
+    merge = merge + 2.0 * partial / (arch.l2_bytes_per_cycle.value * sms * clock)
+    bounds["launch"] = family.constant("launch_s") + np.where(cases.splits > 1, family.constant("combine_s"), 0.0)
+    time = time + merge + family.constant("launch_s")
+    shared = sum((t.shared_bytes for t in swept), np.zeros(())) * run
+    return KernelTime(work.name, time, bounds, far, near + 2.0 * partial, shared, {})
+
+
+def _resident_bytes(work: KernelWork, cases: Cases, replicas: Array, tiles: Tiles) -> Array:
+    at = tile_sizes(cases)
+    per_block = sum((elements(t, at) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), np.zeros(()))
+    return per_block * tiles.blocks * replicas * cases.splits
+
+
+def _partial_bytes(work: KernelWork, cases: Cases) -> Array:
+    """What the parts of a split run write for the merge: the running state of every row, once per part."""
+    state = sum((elements(t, _one_step(cases.sizes)) for t in work.state), np.zeros(()))
+    return np.where(cases.splits > 1, state * PARTIAL_BYTES * cases.splits, 0.0)
+
+
+def _one_step(sizes: Mapping[str, Array]) -> dict[str, Array]:
+    """The sizes with the chunked key rank at one chunk: of an iterative tensor only the current step is held."""
+    return {**sizes, f"{KEY}1": np.ones(()), f"{KEY}0": sizes[KEY]}
+
+
+def memory_bytes(
+    work: KernelWork, cases: Cases, gpu: Gpu, family: Family, extents: list[tuple[str, Array]], slots: Array
+) -> Array:
+    """Bytes from and to HBM of one fused kernel."""
+    cache = Cache(gpu.l2_bytes.value)
+    inputs: dict[Tensor, float] = {t: 1.0 for t in work.residents}
+    for sweep in work.sweeps:
+        for tensor in sweep.streams:
+            inputs[tensor] = inputs.get(tensor, 0.0) + 1.0
+    out = sum((elements(t, cases.sizes) * cases.widths[t.name] for t in work.outputs), np.zeros(()))
+    whole = out + sum((_whole(t, cases) for t in inputs), np.zeros(()))
+    first = np.where(cases.warm, cache.miss(whole), 1.0)
+    total = out * first
+    for tensor, sweeps in inputs.items():
+        touched = cases.touched if KEY in tensor.ranks else np.ones(())
+        width = cases.widths[tensor.name]
+        total = total + hbm_bytes(tensor, extents, slots, cases.sizes, width, sweeps, touched, first, cache)
+    return total
+
+
+def _whole(tensor: Tensor, cases: Cases) -> Array:
+    touched = cases.touched if KEY in tensor.ranks else np.ones(())
+    return elements(tensor, cases.sizes) * cases.widths[tensor.name] * touched
+
+
+# -- unfused kernels -------------------------------------------------------------------------------------------------
+
+
+def _streaming(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTime:
+    """One Einsum over its whole iteration space: operands from memory, result to memory, arithmetic beside it."""
+    arch, clock, sms = gpu.architecture, gpu.boost_hz.value, gpu.sms.value
+    cache = Cache(gpu.l2_bytes.value)
+    sizes = whole_sizes(cases)
+    moved = sum((elements(t, sizes) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), np.zeros(()))
+    far = moved * np.where(cases.warm, cache.miss(moved), 1.0)
+    cycles = _unit_cycles(work.block, sizes, cases, gpu)
+    bounds = {unit: c / sms / clock for unit, c in cycles.items()}
+    bounds["L2"] = moved / (arch.l2_bytes_per_cycle.value * sms * clock)
+    bounds["HBM"] = far / gpu.hbm_bytes_per_s.value
+    compute = np.max(np.stack(np.broadcast_arrays(
+        bounds["tensor cores"] / family.constant("mma_efficiency"), bounds["special functions"], bounds["fp32 pipe"],
+        bounds["L2"],
+    )), axis=0)  # fmt: skip
+    memory = bounds["HBM"] / family.constant("hbm_fraction")
+    time = np.maximum(compute, memory) + family.constant("unhidden_memory") * np.minimum(compute, memory)
+    bounds["launch"] = np.full_like(time, family.constant("launch_s"))
+    return KernelTime(work.name, time + family.constant("launch_s"), bounds, far, moved, moved, {})
+
+
+def whole_sizes(cases: Cases) -> dict[str, Array]:
+    """Sizes of the whole problem, chunked ranks included (chunks of the mapping's tile)."""
+    at = dict(cases.sizes)
+    for rank, tile in ((QUERY, cases.block_m), (KEY, cases.block_n)):
+        at |= {f"{rank}0": tile, f"{rank}1": np.ceil(cases.sizes[rank] / tile)}
+    return at
+
+
+def _product(values: list[Array]) -> Array:
+    total: Array = np.ones(())
+    for value in values:
+        total = total * value
+    return total
+
+
+def _array(value: object) -> Array:
+    return np.asarray(value, dtype=np.float64)

@@ -1,0 +1,67 @@
+"""What a mask leaves to run, as the few numbers per case that a schedule needs: `Tiles`, for one case or for many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from einsight.sim.mask import Mask
+from einsight.sim.schedule import Array
+from einsight.sim.tiles import average_tiles, tile_histogram
+
+FEW = 32
+"""Up to this many cases every block of every case is counted; longer sweeps over band masks take evenly spaced blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Per case and replica of the grid (one head, or one KV head when heads are packed); arrays over cases.
+
+    blocks             thread blocks that have anything to do
+    total, masked      key tiles that they run together, and how many of these need the mask applied
+    longest, shortest  key tiles of the block with the most and with the fewest, `_masked` of these with the mask
+    exact              whether every block was counted
+    """
+
+    blocks: Array
+    total: Array
+    masked: Array
+    longest: Array
+    longest_masked: Array
+    shortest: Array
+    shortest_masked: Array
+    exact: bool = True
+
+
+def grid_of(mask: Mask, m: Array, n: Array, block_m: Array, block_n: Array, pack: Array) -> Tiles:
+    """Tiles of each case. `pack`: query heads that share a tile's rows (1 when they do not)."""
+    sizes = np.broadcast_arrays(m, n, block_m, block_n, pack)
+    cases = np.stack([np.ravel(x) for x in sizes], axis=1).astype(np.int64)
+    distinct, inverse = np.unique(cases, axis=0, return_inverse=True)
+    found = _each(mask, distinct) if len(distinct) <= FEW or mask.gna or mask.blocks else _many(mask, distinct)
+    columns = [c[inverse.ravel()].reshape(sizes[0].shape) for c in found[:7]]
+    return Tiles(*columns, exact=found[7])
+
+
+def _each(mask: Mask, cases: np.ndarray) -> tuple:  # type: ignore[type-arg]
+    rows, exact = [], True
+    for m, n, block_m, block_n, pack in cases.tolist():
+        h = tile_histogram(mask, m, n, block_m, block_n, pack)
+        live = h.total > 0
+        exact &= h.exact
+        most, least = (0, int(np.flatnonzero(live)[-1])) if live.any() else (0, 0)
+        rows.append((
+            h.blocks[live].sum(), h.total @ h.blocks, h.masked @ h.blocks,
+            h.total[most], h.masked[most], h.total[least], h.masked[least],
+        ))  # fmt: skip
+    return (*np.array(rows, dtype=np.float64).T, exact)
+
+
+def _many(mask: Mask, cases: np.ndarray) -> tuple:  # type: ignore[type-arg]
+    """Means and extremes over evenly spaced blocks; exact where a case has no more than these."""
+    m, n, block_m, block_n, pack = cases.T
+    mean = average_tiles(mask, m, n, block_m, block_n, pack)
+    blocks = mean.blocks.astype(np.float64)
+    total = np.maximum(mean.total * blocks, mean.longest[0])
+    return blocks, total, mean.masked * blocks, *mean.longest, *mean.shortest, False

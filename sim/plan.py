@@ -1,0 +1,112 @@
+"""A workload on a family, before any hardware: its kernels, the bytes of its elements, what a mask costs per score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from einsight.einsum.counts import Counts, count
+from einsight.einsum.expression import OPERATORS, Apply, Expression, variables, walk
+from einsight.einsum.ir import Cascade, Tensor
+from einsight.einsum.passes import PassAnalysis, analyse
+from einsight.einsum.resolve import resolve
+from einsight.sim.hardware import Architecture
+from einsight.sim.schedule import Array
+from einsight.sim.traffic import OUTER, elements
+from einsight.sim.work import KEY, QUERY, KernelWork, kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the models need of one workload, sizes aside. `widths`: bytes per element of every tensor."""
+
+    cascade: Cascade
+    works: tuple[KernelWork, ...]
+    counts: Counts
+    passes: PassAnalysis
+    widths: Mapping[str, float]
+    dtype: str
+
+    @property
+    def main(self) -> KernelWork:
+        """The kernel that walks queries (the last one): its tile is the mapping's."""
+        return self.works[-1]
+
+    @property
+    def splittable(self) -> bool:
+        """One sweep over the keys, whose running state can be merged; more sweeps would need a grid-wide barrier."""
+        return len(self.main.sweeps) == 1
+
+
+def plan(cascade: Cascade, fused: bool, dtypes: Mapping[str, str], default: str, byte: Mapping[str, float]) -> Plan:
+    """The plan of a composed, unmasked cascade. `dtypes`: by input tensor, `default` for the rest; `byte`: per dtype."""
+    return _plan(cascade, fused, tuple(sorted(dtypes.items())), default, tuple(sorted(byte.items())))
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    cascade: Cascade, fused: bool, dtypes: tuple[tuple[str, str], ...], default: str, byte: tuple[tuple[str, float], ...]
+) -> Plan:
+    of, size = dict(dtypes), dict(byte)
+    resolved = resolve(cascade)
+    names = {t.name for t in (*resolved.inputs, *resolved.outputs)} | {e.name for e in resolved.einsums}
+    widths = {name: size[of.get(name, default)] for name in names}
+    operands = {a.tensor for e in resolved.einsums for a in e.reads if _in_matmul(resolved, e.name)}
+    used = [of.get(t.name, default) for t in resolved.inputs if t.name in operands]
+    dtype = max(used or [default], key=lambda d: size[d])
+    return Plan(resolved, kernels(resolved, fused), count(resolved), analyse(resolved, KEY), widths, dtype)
+
+
+def _in_matmul(cascade: Cascade, einsum: str) -> bool:
+    return any(c.matmul for c in count(cascade) if c.einsum == einsum)
+
+
+def row_bytes(plan: Plan, sizes: Mapping[str, Array]) -> Array:
+    """Bytes that one query row keeps on chip as operands of the main kernel."""
+    kept = (t for t in plan.main.residents if QUERY in t.ranks)
+    return _sum(elements(t, _unit(sizes)) * plan.widths[t.name] for t in kept)
+
+
+def key_bytes(plan: Plan, sizes: Mapping[str, Array]) -> Array:
+    """Bytes that one key streams through shared memory in the widest sweep of the main kernel (0 without sweeps)."""
+    per_sweep = [
+        _sum(elements(t, _unit(sizes)) * plan.widths[t.name] for t in s.streams if QUERY not in t.ranks)
+        for s in plan.main.sweeps
+    ]
+    return np.maximum.reduce(np.broadcast_arrays(*per_sweep)) if per_sweep else np.zeros(())
+
+
+def head_dim(plan: Plan, sizes: Mapping[str, Array]) -> Array:
+    """The widest feature vector of a query or a key: what tile tables are indexed by."""
+    wide = {t for t in (*plan.main.residents, *(t for s in plan.main.sweeps for t in s.streams))}
+    per_tensor = [elements(t, _unit(sizes)) for t in wide if len(_features(t)) == 1]
+    return np.maximum.reduce(np.broadcast_arrays(np.ones(()), *per_tensor))
+
+
+def _features(tensor: Tensor) -> list[str]:
+    return [r for r in tensor.ranks if r not in OUTER and r not in (QUERY, KEY)]
+
+
+def _unit(sizes: Mapping[str, Array]) -> dict[str, Array]:
+    """Sizes of one query, one key and one head."""
+    one = np.ones(())
+    return {**sizes, **dict.fromkeys((*OUTER, QUERY, KEY, f"{QUERY}0", f"{QUERY}1", f"{KEY}0", f"{KEY}1"), one)}
+
+
+def mask_operations(predicate: Expression | None, arch: Architecture) -> float:
+    """fp32-pipe operations per score of applying the mask: the predicate's operators that depend on the key, and a select."""
+    if predicate is None:
+        return 0.0
+    applied = [n for n in walk(predicate) if isinstance(n, Apply) and KEY.lower() in variables(n)]
+    classes = [OPERATORS[n.op].klass for n in applied]
+    return sum(arch.operators[k].get("vector", 0.0) for k in (*classes, "select") if k is not None)
+
+
+def _sum(values: object) -> Array:
+    total: Array = np.zeros(())
+    for value in values:  # type: ignore[attr-defined]
+        total = total + value
+    return total
