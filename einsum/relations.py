@@ -144,7 +144,7 @@ def _relate(
         return Relation.BARRIER, ""
     if any(i.distance is not None for i in carried):
         return _inside(indices, walk), ""
-    return _elsewhere(writer, reader, carried[0], iterative)
+    return _elsewhere(writer, reader, carried[0], walk, iterative)
 
 
 def _inside(indices: tuple[_Index, ...], walk: Family) -> Relation:
@@ -159,7 +159,7 @@ def _inside(indices: tuple[_Index, ...], walk: Family) -> Relation:
     return Relation.POINTWISE if walk.walked(kept) else Relation.STREAM
 
 
-def _elsewhere(writer: Node, reader: Node, index: _Index, iterative: bool) -> tuple[Relation, str]:
+def _elsewhere(writer: Node, reader: Node, index: _Index, walk: Family, iterative: bool) -> tuple[Relation, str]:
     """T carries the rank, but is not read at the reader's own coordinate."""
     read = index.read
     if not variables(read):
@@ -167,8 +167,9 @@ def _elsewhere(writer: Node, reader: Node, index: _Index, iterative: bool) -> tu
         # the loop computed up to there).
         last = writer.loop is not None and iterative and writer.loop.bound == read
         return (Relation.BARRIER if last else Relation.PARTIAL), ""
-    if isinstance(read, Symbol) and read.name in reader.einsum.reduced:
-        return Relation.BARRIER, ""  # the reader folds all of it, under another variable's name
+    folded = isinstance(read, Symbol) and read.name in reader.einsum.reduced
+    if folded and not walk.outer & reader.variables:
+        return Relation.BARRIER, ""  # all of it is reduced, under another variable's name
     what = f"{writer.einsum.name} is written at {text(index.write)} and read at {text(read)}"
     return Relation.BARRIER, f"{what} by {reader.einsum.name}: not a constant shift, taken as a barrier"
 
