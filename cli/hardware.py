@@ -27,7 +27,7 @@ def run(
     if as_json:
         return print_json([_summary(h) for h in found])
     columns = ("name", "title", "units", "clock", "memory", "memory rate", "bf16 peak", "TDP", "family")
-    print_table("Hardware", columns, [_row(h) for h in found])
+    print_table("Hardware", columns, [_row(h) for h in found], right=columns[2:8], wrap=("title",))
 
 
 def _one(name: str, as_json: bool) -> None:
@@ -36,7 +36,7 @@ def _one(name: str, as_json: bool) -> None:
         return print_json(_as_plain(hardware))
     rows = [(place, q.text, q.kind, q.source) for place, q in quantities(hardware)]
     rows += _operator_rows(hardware)
-    print_table(f"{hardware.name}: {hardware.title}", ("quantity", "value", "kind", "source"), rows)
+    print_table(f"{hardware.name}: {hardware.title}", ("quantity", "value", "kind", "source"), rows, wrap=("value",))
     print(f"Known to drivers as: {', '.join(hardware.devices) or 'no device'}")
 
 
@@ -44,14 +44,15 @@ def _operator_rows(gpu: Gpu) -> list[tuple[str, str, str, str]]:
     """What one application of each operator class costs."""
     arch = gpu.architecture
     costs = {klass: ", ".join(f"{n:g} {unit}" for unit, n in cost.items()) for klass, cost in arch.operators.items()}
-    return [(f"operator {klass}", c or "free", arch.operators_kind, arch.operators_source) for klass, c in costs.items()]
+    where = (arch.operators_kind, arch.operators_source)
+    return [(f"operator {klass}", cost or "free", *where) for klass, cost in costs.items()]
 
 
 def _row(gpu: Gpu) -> tuple[str, ...]:
     peak = gpu.tensor_flops_per_s("bf16") if "bf16" in gpu.tensor_flops_per_cycle else None
     return (
         gpu.name, gpu.title, f"{gpu.sms.value:g} SM", gpu.boost_hz.text, gpu.hbm_bytes.text, gpu.hbm_bytes_per_s.text,
-        si(peak, "FLOP/s") if peak else "", gpu.tdp_w.text, ", ".join(f"{k} {v}" for k, v in gpu.family.items()),
+        si(peak, "FLOP/s") if peak else "", gpu.tdp_w.text, ", ".join(dict.fromkeys(gpu.family.values())),
     )  # fmt: skip
 
 

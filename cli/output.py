@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
-NARROWEST = 100
-"""Columns assumed where the output is not a terminal, so that piped tables keep their numbers."""
+PIPED_WIDTH = 110
+"""Columns where the output is not a terminal: wide enough to keep numbers whole, the same on every machine."""
 
 
 def print_json(value: Any) -> None:
@@ -23,14 +24,29 @@ def print_json(value: Any) -> None:
     print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False) -> None:
-    """A table on stdout, cells taken as plain text; with `numbers` all columns but the first are set to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if numbers and place else "left", overflow="fold")
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+    wrap: Collection[str] = (),
+) -> None:
+    """A table on stdout, cells taken as plain text. Columns named in `wrap`, and the last, give way when it is narrow."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=not (column in wrap or column == columns[-1]),
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console().print(table)
+    out = console()
+    with out.capture() as captured:
+        out.print(table)
+    print_lines(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -41,7 +57,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 def console() -> Console:
     found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=max(found.width, NARROWEST))
+    return found if found.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
 
 
 def _finite(value: Any) -> Any:

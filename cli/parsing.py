@@ -72,7 +72,7 @@ class SweepRange:
 
 
 def sweep(text: str) -> SweepRange:
-    """`n=1k:128k[:points][:log|linear]`. Log steps default to every power of two in the range, linear ones to 8 points."""
+    """`n=1k:128k[:points][:log|linear]`; by default as many log steps as powers of two, or 8 linear ones."""
     expected = "name=first:last[:points][:log|linear], such as n=1k:128k"
     name, equals, rest = text.partition("=")
     parts = rest.split(":")

@@ -25,9 +25,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         title=escape(title),
         lead=escape(lead),
         contents="".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in sections),
-        sections="".join(
-            f'<section id="{s.anchor}"><h2>{escape(s.title)}</h2>{s.body}</section>\n' for s in sections
-        ),
+        sections="".join(f'<section id="{s.anchor}"><h2>{escape(s.title)}</h2>{s.body}</section>\n' for s in sections),
     )
 
 
@@ -48,7 +46,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequen
 
     def cells(tag: str, texts: Sequence[str]) -> str:
         return "".join(
-            f'<{tag}{" class=n" if place in numbers else ""}>{escape(text)}</{tag}>' for place, text in enumerate(texts)
+            f"<{tag}{' class=n' if place in numbers else ''}>{escape(text)}</{tag}>" for place, text in enumerate(texts)
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
