@@ -25,7 +25,14 @@ KINDS = ("blocks", "causal", "gna", "prefix", "sink", "window")
 
 
 class MaskError(ValueError):
-    """A mask that cannot be: says which restriction or dimension, the value found and the allowed range."""
+    """A mask that cannot be: which restriction or dimension with the value found, and the allowed range."""
+
+    def __init__(self, found: str, expected: str) -> None:
+        self.found, self.expected = found, expected
+        super().__init__(found, expected)
+
+    def __str__(self) -> str:
+        return f"{self.found}; expected {self.expected}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +93,26 @@ class Gna:
     def __post_init__(self) -> None:
         rank = len(self.layout)
         if rank not in (1, 2, 3):
-            raise MaskError(f"gna: layout {_by(self.layout)} has {rank} dimensions; allowed are 1, 2 or 3")
+            raise MaskError(f"gna: layout {_by(self.layout)} has {rank} dimensions", "1, 2 or 3")
         for field in ("window", "stride", "dilation", "causal"):
             found = len(getattr(self, field))
             if found != rank:
-                raise MaskError(f"gna: {field} has {found} entries; layout {_by(self.layout)} needs {rank}")
+                raise MaskError(f"gna: {field} has {found} entries", f"{rank}, one per dimension of {_by(self.layout)}")
         for d in range(rank):
             self._check_dimension(d)
 
     def _check_dimension(self, d: int) -> None:
         length, window = self.layout[d], self.window[d]
         if length < 2:
-            raise MaskError(f"gna: dimension {d} has length {length}; allowed is 2 or more")
+            raise MaskError(f"gna: dimension {d} has length {length}", "2 or more")
         if not 2 <= window <= length:
-            raise MaskError(f"gna: dimension {d} has window {window}; allowed is 2 to {length} (its length)")
+            raise MaskError(f"gna: dimension {d} has window {window}", f"2 to {length} (its length)")
         if not 1 <= self.stride[d] <= window:
-            raise MaskError(f"gna: dimension {d} has stride {self.stride[d]}; allowed is 1 to {window} (its window)")
+            raise MaskError(f"gna: dimension {d} has stride {self.stride[d]}", f"1 to {window} (its window)")
         if not 1 <= self.dilation[d] <= length // window:
             raise MaskError(
-                f"gna: dimension {d} has dilation {self.dilation[d]}; allowed is 1 to {length // window} "
-                f"(length {length} // window {window}, so that each dilation group holds a window)"
+                f"gna: dimension {d} has dilation {self.dilation[d]}",
+                f"1 to {length // window} (length {length} // window {window}: each dilation group holds a window)",
             )
 
     @property
@@ -144,12 +151,13 @@ class Blocks:
     def __post_init__(self) -> None:
         _at_least("blocks: size", self.size, 1)
         if (self.density is None) == (self.keep is None):
-            raise MaskError("blocks: give either density (0 < density <= 1) or keep (a list of [row, column] blocks)")
+            given = "neither density nor keep" if self.keep is None else "both density and keep"
+            raise MaskError(f"blocks: {given}", "one of them: density (a share) or keep (a list of blocks)")
         if self.density is not None and not 0 < self.density <= 1:
-            raise MaskError(f"blocks: density is {self.density}; allowed is above 0 and up to 1")
+            raise MaskError(f"blocks: density is {self.density}", "above 0 and up to 1")
         for i, j in self.keep or ():
             if i < 0 or j < 0:
-                raise MaskError(f"blocks: keep has block [{i}, {j}]; rows and columns count from 0")
+                raise MaskError(f"blocks: keep has block [{i}, {j}]", "rows and columns from 0")
 
     def fraction(self) -> Fraction:
         """The density as an exact ratio, so that counting and the predicate round alike."""
@@ -180,13 +188,13 @@ class Mask:
         kinds = [r.kind for r in self.restrictions]
         for kind in kinds:
             if kinds.count(kind) > 1:
-                raise MaskError(f"mask: {kind} is given {kinds.count(kind)} times; each restriction may stand once")
+                raise MaskError(f"mask: {kind} is given {kinds.count(kind)} times", "each restriction once")
         for kind, needs in (("sink", "window"), ("prefix", "causal")):
             if kind in kinds and needs not in kinds:
-                raise MaskError(f"mask: {kind} exempts keys from {needs}, and there is no {needs} in this mask")
+                raise MaskError(f"mask: {kind}, which exempts keys from {needs}, but no {needs}", f"{needs} beside it")
         if "gna" in kinds and len(kinds) > 1:
             other = next(k for k in kinds if k != "gna")
-            raise MaskError(f"mask: gna cannot be combined with {other}; use gna's own window and causal entries")
+            raise MaskError(f"mask: gna and {other}", "gna alone, with its own window and causal entries")
         object.__setattr__(self, "restrictions", tuple(sorted(self.restrictions, key=lambda r: r.kind)))
 
     @property
@@ -225,13 +233,14 @@ class Mask:
         """Raises MaskError when the mask does not fit m queries and n keys."""
         gna, blocks = self.gna, self.blocks
         if gna is not None and (m != gna.tokens or n != gna.tokens):
-            raise MaskError(f"gna: layout {_by(gna.layout)} has {gna.tokens} tokens, but m is {m} and n is {n}")
+            found = f"gna: layout {_by(gna.layout)} for m = {m} and n = {n}"
+            raise MaskError(found, f"both to be its {gna.tokens} tokens")
         if blocks is not None and blocks.keep:
             edge = -(-n // blocks.size)
             for i, j in blocks.keep:
                 if i >= edge or j >= edge:
                     raise MaskError(
-                        f"blocks: keep has block [{i}, {j}]; {n} keys in blocks of {blocks.size} allow 0 to {edge - 1}"
+                        f"blocks: keep has block [{i}, {j}]", f"0 to {edge - 1} ({n} keys in blocks of {blocks.size})"
                     )
 
     def canonical(self, m: int, n: int) -> Mask:
@@ -282,7 +291,7 @@ def mask_from(spec: Any) -> Mask:
     if isinstance(spec, str | Mapping):
         spec = [spec]
     if not isinstance(spec, Sequence):
-        raise MaskError(f"mask: found {spec!r}; expected a list such as [causal, {{window: 4096}}]")
+        raise MaskError(f"mask: found {spec!r}", "a list such as [causal, {window: 4096}]")
     return Mask(tuple(restriction_from(item) for item in spec))
 
 
@@ -293,7 +302,7 @@ def restriction_from(item: Any) -> Restriction:
     if item == "causal":
         return Causal()
     if not isinstance(item, Mapping) or len(item) != 1:
-        raise MaskError(f"mask: found {item!r}; expected causal or one of {{window: w}}, {{sink: s}}, {{prefix: p}}, "
+        raise MaskError(f"mask: found {item!r}", "causal or one of {window: w}, {sink: s}, {prefix: p}, "
                         "{gna: {...}}, {blocks: {...}}")  # fmt: skip
     kind, value = next(iter(item.items()))
     if kind in _SIZED:
@@ -302,7 +311,7 @@ def restriction_from(item: Any) -> Restriction:
         return _gna_from(value)
     if kind == "blocks":
         return _blocks_from(value)
-    raise MaskError(f"mask: unknown restriction {kind!r}; expected one of {', '.join(KINDS)}")
+    raise MaskError(f"mask: unknown restriction {kind!r}", f"one of {', '.join(KINDS)}")
 
 
 _SIZED: Mapping[Any, type[Window] | type[Sink] | type[Prefix]] = {"window": Window, "sink": Sink, "prefix": Prefix}
@@ -326,11 +335,11 @@ def _blocks_from(value: Any) -> Blocks:
     entries = _fields("blocks", value, required=("size",), optional=("density", "keep"))
     density, keep = entries.get("density"), entries.get("keep")
     if density is not None and (isinstance(density, bool) or not isinstance(density, int | float)):
-        raise MaskError(f"blocks: density is {density!r}; expected a number above 0 and up to 1")
+        raise MaskError(f"blocks: density is {density!r}", "a number above 0 and up to 1")
     pairs: tuple[tuple[int, int], ...] | None = None
     if keep is not None:
         if not isinstance(keep, Sequence) or not all(isinstance(b, Sequence) and len(b) == 2 for b in keep):
-            raise MaskError("blocks: keep must be a list of [row, column] pairs, such as [[0, 0], [1, 0]]")
+            raise MaskError(f"blocks: keep is {keep!r}", "a list of [row, column] pairs, such as [[0, 0], [1, 0]]")
         pairs = tuple((_integer("blocks: keep", i), _integer("blocks: keep", j)) for i, j in keep)
         pairs = tuple(sorted(set(pairs)))
     return Blocks(_integer("blocks: size", entries["size"]), None if density is None else float(density), pairs)
@@ -338,13 +347,13 @@ def _blocks_from(value: Any) -> Blocks:
 
 def _fields(name: str, value: Any, required: Sequence[str], optional: Sequence[str]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise MaskError(f"{name}: found {value!r}; expected a mapping with {', '.join((*required, *optional))}")
+        raise MaskError(f"{name}: found {value!r}", f"a mapping with {', '.join((*required, *optional))}")
     for key in value:
         if key not in (*required, *optional):
-            raise MaskError(f"{name}: unknown key {key!r}; expected one of {', '.join((*required, *optional))}")
+            raise MaskError(f"{name}: unknown key {key!r}", f"one of {', '.join((*required, *optional))}")
     for key in required:
         if key not in value:
-            raise MaskError(f"{name}: {key} is missing")
+            raise MaskError(f"{name}: no {key}", f"a mapping with {', '.join((*required, *optional))}")
     return value
 
 
@@ -353,7 +362,7 @@ def _per_dimension(name: str, value: Any, rank: int | None, flags: bool = False)
     if isinstance(value, str):
         parts: Sequence[Any] = value.lower().split("x")
         if not all(part.strip().isdigit() for part in parts):
-            raise MaskError(f"{name} is {value!r}; expected integers such as 30x48x80 or [30, 48, 80]")
+            raise MaskError(f"{name} is {value!r}", "integers such as 30x48x80 or [30, 48, 80]")
         value = [int(part) for part in parts]
     if isinstance(value, Sequence):
         return tuple(int(v) if flags and isinstance(v, bool) else _integer(name, v) for v in value)
@@ -363,13 +372,13 @@ def _per_dimension(name: str, value: Any, rank: int | None, flags: bool = False)
 
 def _integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise MaskError(f"{name} is {value!r}; expected an integer")
+        raise MaskError(f"{name} is {value!r}", "an integer")
     return value
 
 
 def _at_least(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise MaskError(f"{name} is {value!r}; allowed is an integer of {least} or more")
+        raise MaskError(f"{name} is {value!r}", f"an integer of {least} or more")
 
 
 def _by(values: Sequence[int]) -> str:

@@ -3,8 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from einsight.einsum.expression import Number, Symbol
 from einsight.sim.mask import CAUSAL, DENSE, Gna, Mask, MaskError, mask_from
 from einsight.sim.mask_pairs import live_points, members
+from einsight.sim.mask_predicate import predicate
 from einsight.sim.tiles import average_tiles, has_band, tile_histogram
 
 
@@ -125,6 +127,36 @@ def test_canonical_keeps_the_pairs(mask, m, n):
 
 
 @settings(max_examples=200, deadline=None)
+@given(interval_masks() | block_masks() | gna_masks(most=(20, 6, 4)), sizes, st.integers(25, 45))
+def test_predicate_equals_brute_force(mask, m, n):
+    if mask.gna:
+        m = n = mask.gna.tokens
+    if mask.blocks and mask.blocks.keep and max(max(b) for b in mask.blocks.keep) * mask.blocks.size >= n:
+        return
+    clause = predicate(mask)
+    found = np.ones((m, n), bool)
+    if clause is not None:
+        grid = {"m": np.arange(m)[:, None], "n": np.arange(n)[None, :], "M": m, "N": n}
+        found = np.broadcast_to(scalar(clause, grid), (m, n))
+    assert (found == members(mask, m, n)).all()
+
+
+OPERATIONS = {
+    "+": np.add, "-": np.subtract, "*": np.multiply, "%": np.mod, "floordiv": np.floor_divide, "max": np.maximum,
+    "min": np.minimum, "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal, "==": np.equal,
+    "&&": np.logical_and, "||": np.logical_or,
+}  # fmt: skip
+
+
+def scalar(node, values):
+    if isinstance(node, Number):
+        return int(node.value)
+    if isinstance(node, Symbol):
+        return values[node.name]
+    return OPERATIONS[node.op](*(scalar(a, values) for a in node.args))
+
+
+@settings(max_examples=200, deadline=None)
 @given(interval_masks(), sizes, sizes, tilings)
 def test_average_is_exact_for_few_blocks(mask, m, n, tiling):
     histogram = tile_histogram(mask, m, n, *tiling[:3])
@@ -194,8 +226,8 @@ def test_neighbourhood_examples():
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (["causal", "causal"], ["causal", "2 times"]),
-        ([{"sink": 4}], ["sink", "no window"]),
+        (["causal", "causal"], ["causal", "2 times", "once"]),
+        ([{"sink": 4}], ["sink", "no window", "window beside it"]),
         ([{"window": 8}, {"prefix": 4}], ["prefix", "no causal"]),
         ([{"window": 0}], ["window", "0", "1 or more"]),
         ([{"window": True}], ["window", "integer"]),
@@ -205,16 +237,16 @@ def test_neighbourhood_examples():
         ([{"gna": {"layout": "8x8", "window": "4x9"}}], ["dimension 1", "window 9", "2 to 8"]),
         ([{"gna": {"layout": "8x8", "window": 4, "stride": [5, 1]}}], ["dimension 0", "stride 5", "1 to 4"]),
         ([{"gna": {"layout": "8x8", "window": 4, "dilation": [1, 3]}}], ["dimension 1", "dilation 3", "1 to 2"]),
-        ([{"gna": {"layout": "8x8", "window": [4, 4, 4]}}], ["window has 3 entries", "needs 2"]),
+        ([{"gna": {"layout": "8x8", "window": [4, 4, 4]}}], ["window has 3 entries", "expected 2"]),
         ([{"gna": {"layout": "2x2x2x2", "window": 2}}], ["4 dimensions", "1, 2 or 3"]),
         ([{"gna": {"layout": "8xa", "window": 2}}], ["'8xa'"]),
-        ([{"gna": {"layout": "8x8"}}], ["window is missing"]),
+        ([{"gna": {"layout": "8x8"}}], ["no window"]),
         ([{"gna": {"layout": "8x8", "window": 4, "step": 1}}], ["unknown key 'step'"]),
         (["causal", {"gna": {"layout": 8, "window": 4}}], ["gna", "causal"]),
-        ([{"blocks": {"size": 64}}], ["either density"]),
+        ([{"blocks": {"size": 64}}], ["neither density nor keep"]),
         ([{"blocks": {"size": 64, "density": 1.5}}], ["1.5", "up to 1"]),
         ([{"blocks": {"size": 64, "keep": [[0]]}}], ["pairs"]),
-        ([{"blocks": {"size": 64, "keep": [[0, -1]]}}], ["[0, -1]"]),
+        ([{"blocks": {"size": 64, "keep": [[0, -1]]}}], ["[0, -1]", "from 0"]),
     ],
 )
 def test_impossible_masks_say_why(spec, words):
@@ -225,7 +257,7 @@ def test_impossible_masks_say_why(spec, words):
 
 
 def test_masks_must_fit_the_sizes():
-    with pytest.raises(MaskError, match="8x8 has 64 tokens, but m is 64 and n is 65"):
+    with pytest.raises(MaskError, match="8x8 for m = 64 and n = 65; expected both to be its 64 tokens"):
         mask_from([{"gna": {"layout": "8x8", "window": 4}}]).check(64, 65)
     with pytest.raises(MaskError, match=r"block \[0, 4\].*0 to 3"):
         mask_from([{"blocks": {"size": 16, "keep": [[0, 4]]}}]).check(64, 64)
