@@ -43,7 +43,10 @@ def _find(name_or_path: str | Path, folder: Path, kind: str) -> Cascade:
     path = Path(name_or_path)
     if path.suffix != ".casc" and not path.exists():
         known = _names(folder)
-        hint = did_you_mean(str(name_or_path), known) or f"A file of your own is named by its path, such as my_{kind}.casc."
+        hint = (
+            did_you_mean(str(name_or_path), known)
+            or f"A file of your own is named by its path, such as my_{kind}.casc."
+        )
         raise CascadeError(str(name_or_path), "", [Problem(f"there is no such {kind}", None, ", ".join(known), hint)])
     found = parse_file(path)
     if (found.extends is not None) != (kind == "fragment"):

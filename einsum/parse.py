@@ -117,7 +117,9 @@ def _read(text: str) -> _Draft:
     for line in lines(text.removeprefix("\ufeff")):
         try:
             if line.problem:
-                raise _Fault(line.problem.message, line.problem.span or Span(1, 1), line.problem.expected, line.problem.hint)
+                raise _Fault(
+                    line.problem.message, line.problem.span or Span(1, 1), line.problem.expected, line.problem.hint
+                )
             _statement(_Cursor(line.tokens), draft)
         except _Fault as fault:
             draft.problems.append(fault.problem)
@@ -142,7 +144,9 @@ def _spoil(line: Line, draft: _Draft) -> None:
 def _finish(draft: _Draft) -> None:
     """Faults that only the end of the file shows."""
     if draft.block is not None:
-        draft.problems.append(Problem("this block is not closed", draft.block.span, "a line with `}` before the end of the file"))
+        draft.problems.append(
+            Problem("this block is not closed", draft.block.span, "a line with `}` before the end of the file")
+        )
         _close(draft, complete=False)
     if not draft.kind:
         draft.problems.append(
@@ -151,11 +155,19 @@ def _finish(draft: _Draft) -> None:
     if draft.kind == "fragment" and not draft.extends and "extends" not in draft.spoiled:
         roles = " or ".join(MARKS)
         draft.problems.append(
-            Problem(f"fragment {draft.name} does not say what it extends", None, f"a line `extends {MARKS[0]} S[m,n]` ({roles})")
+            Problem(
+                f"fragment {draft.name} does not say what it extends",
+                None,
+                f"a line `extends {MARKS[0]} S[m,n]` ({roles})",
+            )
         )
     if draft.kind == "cascade" and draft.extends:
         draft.problems.append(
-            Problem("only a fragment extends something", draft.extends[0].access.span, hint=f"Write `fragment {draft.name}`.")
+            Problem(
+                "only a fragment extends something",
+                draft.extends[0].access.span,
+                hint=f"Write `fragment {draft.name}`.",
+            )
         )
 
 
@@ -229,7 +241,9 @@ def _reduction(cursor: _Cursor) -> Reduction:
     operator = cursor.take()
     if operator.text not in REDUCERS:
         words = ", ".join(f"{op}(n)" for op in REDUCERS)
-        raise _Fault(f"`{operator.text}` is not a reduction", operator.span, words, did_you_mean(operator.text, REDUCERS))
+        raise _Fault(
+            f"`{operator.text}` is not a reduction", operator.span, words, did_you_mean(operator.text, REDUCERS)
+        )
     opened = cursor.expect("(", "after the reduction's operator")
     names = [cursor.name("a rank variable")]
     while cursor.accept(","):
@@ -416,7 +430,9 @@ class _Cursor:
         start = self.peek.span
         node = self._binary(1)
         if _height(node) > DEPTH:
-            raise _Fault(f"the expression has more than {DEPTH} levels", start, hint="Split it into several Einsums or `let`s.")
+            raise _Fault(
+                f"the expression has more than {DEPTH} levels", start, hint="Split it into several Einsums or `let`s."
+            )
         return node
 
     def _binary(self, level: int) -> Expression:
@@ -461,7 +477,9 @@ class _Cursor:
             inner = self._binary(1)
             self.close(")", "", opened)
             return inner
-        raise _Fault(f"found {self.found}", token.span, "a tensor, a rank variable, a size, a number or a function", _slip(token))
+        raise _Fault(
+            f"found {self.found}", token.span, "a tensor, a rank variable, a size, a number or a function", _slip(token)
+        )
 
     def _number(self) -> Number:
         token = self.take()
@@ -469,7 +487,9 @@ class _Cursor:
         if token.text != "inf" and value == float("inf"):
             raise _Fault(f"{token.text[:40]} is too large for a number", token.span, hint="Write inf for infinity.")
         if self.peek.kind == "name" and self.peek.span.column == token.span.column + token.span.length:
-            raise _Fault(f"`{token.text}` runs into `{self.peek.text}`", token.span, hint=f"Write {token.text}*{self.peek.text}.")
+            raise _Fault(
+                f"`{token.text}` runs into `{self.peek.text}`", token.span, hint=f"Write {token.text}*{self.peek.text}."
+            )
         return Number(value, token.span)
 
     def _call(self) -> Apply:
@@ -478,7 +498,9 @@ class _Cursor:
         operator = OPERATORS.get(name.text)
         if operator is None:
             words = [op for op in OPERATORS if op.isidentifier()]
-            raise _Fault(f"unknown function {name.text}", name.span, "one of " + ", ".join(words), did_you_mean(name.text, words))
+            raise _Fault(
+                f"unknown function {name.text}", name.span, "one of " + ", ".join(words), did_you_mean(name.text, words)
+            )
         arguments = self._arguments(")", name.text, opened)
         if len(arguments) != operator.arity:
             hint = f"Nest it: {name.text}(a, {name.text}(b, c))." if name.text in ("max", "min") else None

@@ -79,5 +79,7 @@ def _strange(number: int, at: int, character: str) -> Problem:
     meant = _MEANT.get(character)
     shown = f"`{character}`" if character.isprintable() else f"U+{ord(character):04X}"
     return Problem(
-        f"the character {shown} has no meaning here", Span(number, at + 1), hint=f"Did you mean {meant}?" if meant else None
+        f"the character {shown} has no meaning here",
+        Span(number, at + 1),
+        hint=f"Did you mean {meant}?" if meant else None,
     )
