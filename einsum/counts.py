@@ -75,25 +75,30 @@ class Counts:
         return {klass: part.total().evaluate(sizes) for klass, part in self.group_by("klass").items()}
 
     def table(self, sizes: Mapping[str, Any] | None = None) -> str:
-        """One row per Einsum, one column per class, totals last; numbers instead of formulas when sizes are given."""
+        """One row per Einsum, one column per class, totals last. Formulas, with the point sets they use listed below as
+        #1, #2, ...; numbers instead when sizes are given."""
         classes = list(self.group_by("klass"))
+        found = dict.fromkeys(p for e in self.entries for p in e.formula.point_sets)
+        names = {p: f"#{k}" for k, p in enumerate(found, start=1)}
         rows = [["", *classes]]
         for name, part in [*self.group_by("einsum").items(), ("total", self)]:
             by_class = part.group_by("klass")
-            rows.append([name, *(_cell(by_class.get(k), sizes) for k in classes)])
+            rows.append([name, *(_cell(by_class.get(k), sizes, names) for k in classes)])
         widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+        if sizes is None:
+            lines += [f"{name} = number of points {str(p)[1:]}" for p, name in names.items()]
         return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.table()
 
 
-def _cell(part: Counts | None, sizes: Mapping[str, Any] | None) -> str:
+def _cell(part: Counts | None, sizes: Mapping[str, Any] | None, names: Mapping[PointSet, str]) -> str:
     if part is None:
         return ""
     formula = part.total()
-    return str(formula) if sizes is None else f"{formula.evaluate(sizes):,}"
+    return formula.text(names) if sizes is None else f"{formula.evaluate(sizes):,}"
 
 
 @lru_cache(maxsize=1024)

@@ -124,8 +124,8 @@ class Formula:
         return frozenset(s for f in factors for s in ((f,) if isinstance(f, str) else f.symbols))
 
     @property
-    def point_sets(self) -> frozenset[PointSet]:
-        return frozenset(f for m, _ in self.terms for f, _ in m if isinstance(f, PointSet))
+    def point_sets(self) -> tuple[PointSet, ...]:
+        return tuple(f for f in self._factors() if isinstance(f, PointSet))
 
     def replace(self, factors: Mapping[PointSet, Formula]) -> Formula:
         """The formula with point sets exchanged for other formulas."""
@@ -162,14 +162,18 @@ class Formula:
         top = {f: float(np.max(np.abs(v), initial=0)) for f, v in values.items()}
         return sum(abs(c) * math.prod(top[f] ** p for f, p in m) for m, c in self.terms)
 
-    def __str__(self) -> str:
+    def text(self, names: Mapping[PointSet, str]) -> str:
+        """The formula with common factors in front; point sets in `names` appear by their name."""
         if not self.terms:
             return "0"
-        shared = _shared(self.terms)
-        if len(self.terms) == 1 or not shared:
-            return _sum_text(self.terms)
-        rest = tuple((_without(m, shared), c) for m, c in self.terms)
-        return f"{_monomial_text(shared, 1)}*({_sum_text(rest)})"
+        shared, common = _shared(self.terms), math.gcd(*(c for _, c in self.terms))
+        if len(self.terms) == 1 or (not shared and common == 1):
+            return _sum_text(self.terms, names)
+        rest = tuple((_without(m, shared), c // common) for m, c in self.terms)
+        return f"{_monomial_text(shared, common, names)}*({_sum_text(rest, names)})"
+
+    def __str__(self) -> str:
+        return self.text({})
 
 
 def constant(number: int) -> Formula:
@@ -239,16 +243,17 @@ def _without(monomial: Monomial, divisor: Monomial) -> Monomial:
     return tuple((f, p - less.get(f, 0)) for f, p in monomial if p > less.get(f, 0))
 
 
-def _monomial_text(monomial: Monomial, coefficient: int) -> str:
-    parts = [f"{f}" if p == 1 else f"{f}^{p}" for f, p in monomial]
+def _monomial_text(monomial: Monomial, coefficient: int, names: Mapping[PointSet, str]) -> str:
+    known = ((names.get(f, str(f)) if isinstance(f, PointSet) else f, p) for f, p in monomial)
+    parts = [f if p == 1 else f"{f}^{p}" for f, p in known]
     if coefficient != 1 or not parts:
         parts.insert(0, str(coefficient))
     return "*".join(parts)
 
 
-def _sum_text(terms: tuple[tuple[Monomial, int], ...]) -> str:
+def _sum_text(terms: tuple[tuple[Monomial, int], ...], names: Mapping[PointSet, str]) -> str:
     text = ""
     for monomial, coefficient in sorted(terms, key=lambda t: t[1] < 0):  # a leading minus reads badly
         sign = (" - " if text else "-") if coefficient < 0 else (" + " if text else "")
-        text += sign + _monomial_text(monomial, abs(coefficient))
+        text += sign + _monomial_text(monomial, abs(coefficient), names)
     return text
