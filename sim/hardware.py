@@ -14,6 +14,7 @@ from pathlib import Path
 from einsight.einsum.expression import OPERATORS
 from einsight.sim import strict_yaml
 from einsight.sim.strict_yaml import Item, SpecError
+from einsight.sim.units import COUNT
 
 KINDS = ("datasheet", "guide", "measured", "assumed")
 PROFILES = Path(__file__).resolve().parent.parent / "hw_profiles"
@@ -86,6 +87,9 @@ class Gpu:
 INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05", "mfma")
 PHASES = ("prefill", "decode")
 DTYPES = ("fp16", "bf16", "tf32", "fp32", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1")
+DTYPE_BYTES: Mapping[str, float] = {
+    "fp16": 2.0, "bf16": 2.0, "tf32": 4.0, "fp32": 4.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "fp4_e2m1": 0.5,
+}  # fmt: skip
 COST_UNITS = ("special", "vector")
 OPERATOR_CLASSES = tuple(sorted({op.klass for op in OPERATORS.values() if op.klass} | {"macc"}))
 
@@ -97,13 +101,13 @@ _ARCHITECTURE_QUANTITIES = {
     "l2_bytes_per_cycle": ("l2_rate", "byte/cycle"),
     "shared_bytes": ("shared_memory", "byte"),
     "shared_bytes_per_block": ("shared_memory_per_block", "byte"),
-    "registers": ("registers", "count"),
-    "registers_per_thread": ("registers_per_thread", "count"),
-    "warps": ("warps", "count"),
-    "blocks": ("blocks", "count"),
+    "registers": ("registers", COUNT),
+    "registers_per_thread": ("registers_per_thread", COUNT),
+    "warps": ("warps", COUNT),
+    "blocks": ("blocks", COUNT),
 }
 _GPU_QUANTITIES = {
-    "sms": ("sms", "count"),
+    "sms": ("sms", COUNT),
     "boost_hz": ("boost", "Hz"),
     "tdp_w": ("tdp", "W"),
     "hbm_bytes": ("memory", "byte"),
@@ -160,7 +164,7 @@ def load_architecture(path: Path) -> Architecture:
         operators={klass: _cost(item) for klass, item in costs.items()},
         operators_kind=operators["kind"].choice(KINDS),
         operators_source=operators["source"].text(),
-        tensor_memory_columns=_quantity(columns, "count") if columns else None,
+        tensor_memory_columns=_quantity(columns, COUNT) if columns else None,
         **{field: _quantity(table[key], unit) for field, (key, unit) in _ARCHITECTURE_QUANTITIES.items()},
     )
 
@@ -219,6 +223,8 @@ def _quantity(item: Item, unit: str) -> Quantity:
     value = table["value"].quantity(unit)
     if value <= 0:
         raise table["value"].error("a number above zero")
+    if unit == COUNT and value != int(value):
+        raise table["value"].error("a whole number")
     if item.path.split(".")[-1] in _ON_CHIP and "iB" not in table["value"].text():
         hint = "vendors print MB and mean MiB here; MB is 10^6 bytes"
         raise table["value"].error("on-chip memory in KiB or MiB", hint)

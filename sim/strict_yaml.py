@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import yaml
 from einsight.sim import units
 
 MAX_DEPTH = 32
+MAX_DIGITS = 40
 MAX_CHARACTERS = 4_000_000
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser, about ten times faster, where it was built
 
@@ -105,7 +106,7 @@ class Item:
 
     def integer(self, at_least: int | None = None) -> int:
         if not isinstance(self.value, int) or isinstance(self.value, bool):
-            raise self.error("a whole number", "remove the quotes" if isinstance(self.value, str) else "")
+            raise self.error("a whole number", _unquote(self.value))
         if at_least is not None and self.value < at_least:
             raise self.error(f"a whole number of at least {at_least}")
         return self.value
@@ -113,7 +114,7 @@ class Item:
     def number(self) -> float:
         """A bare number, for what has no unit (ratios, fitted constants named in cycles)."""
         if not isinstance(self.value, int | float) or isinstance(self.value, bool):
-            raise self.error("a number", "remove the quotes" if isinstance(self.value, str) else "")
+            raise self.error("a number", _unquote(self.value))
         return float(self.value)
 
     def quantity(self, unit: str) -> float:
@@ -144,7 +145,7 @@ def parse(text: str, file: str = "<text>") -> Item:
     if len(text) > MAX_CHARACTERS:
         raise SpecError(file, 0, "", f"{len(text)} characters", f"at most {MAX_CHARACTERS}")
     try:
-        events = list(yaml.parse(text, Loader=_LOADER))
+        events = list[Any](yaml.parse(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         hint = "indent with spaces" if "'\\t'" in str(error.problem) else "is a quote, bracket or colon missing?"
@@ -152,9 +153,10 @@ def parse(text: str, file: str = "<text>") -> Item:
         raise SpecError(file, line, "", error.problem or "text that is not YAML", "valid YAML", hint) from None
     except yaml.YAMLError as error:
         raise SpecError(file, 0, "", str(error).splitlines()[0], "valid YAML") from None
-    documents = [event for event in events if isinstance(event, yaml.DocumentStartEvent)]
+    starts: list[Any] = [event for event in events if isinstance(event, yaml.DocumentStartEvent)]
+    documents = [event.start_mark.line + 1 for event in starts]
     if len(documents) != 1:
-        line = documents[1].start_mark.line + 1 if documents else 1
+        line = documents[1] if documents else 1
         found = f"{len(documents)} documents" if documents else "an empty file"
         raise SpecError(file, line, "", found, "one YAML document", "use a list for several" if documents else "")
     inner = (e for e in events if isinstance(e, yaml.NodeEvent | yaml.CollectionEndEvent))
@@ -167,26 +169,23 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f'did you mean "{near[0]}"?' if near else ""
 
 
-def _build(event: yaml.Event, events: Iterator[yaml.Event], file: str, path: str, depth: int) -> Item:
-    line = event.start_mark.line + 1
-
-    def refuse(found: str, expected: str, hint: str = "") -> SpecError:
-        return SpecError(file, line, path, found, expected, hint)
-
+def _build(event: Any, events: Iterator[Any], file: str, path: str, depth: int) -> Item:
+    """The item that begins with `event`; takes its inner events from `events`."""
+    item = Item("", file, event.start_mark.line + 1, path)
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-        raise refuse("an anchor or alias", "the value itself", "write it out")
+        raise item.error("the value itself", "write it out", "an anchor or alias")
     if event.tag is not None:
-        raise refuse(f"the tag {event.tag}", "a value without a tag")
+        raise item.error("a value without a tag", found=f"the tag {event.tag}")
     if depth > MAX_DEPTH:
-        raise refuse(f"more than {MAX_DEPTH} levels", "a flatter document")
+        raise item.error("a flatter document", found=f"more than {MAX_DEPTH} levels")
     if isinstance(event, yaml.ScalarEvent):
         plain = event.implicit[0]
-        return Item(_scalar(event.value, refuse) if plain else event.value, file, line, path)
+        return replace(item, value=_scalar(event.value, item) if plain else event.value)
     if isinstance(event, yaml.SequenceStartEvent):
         items: list[Item] = []
         while not isinstance(child := next(events), yaml.SequenceEndEvent):
             items.append(_build(child, events, file, f"{path}[{len(items)}]", depth + 1))
-        return Item(items, file, line, path)
+        return replace(item, value=items)
     table: dict[str, Item] = {}
     while not isinstance(child := next(events), yaml.MappingEndEvent):
         key = _build(child, events, file, path, depth + 1)
@@ -196,29 +195,33 @@ def _build(event: yaml.Event, events: Iterator[yaml.Event], file: str, path: str
             first = f"the first stands in line {table[key.value].line}"
             raise key.error("every key once", first, f'the key "{key.value}" a second time')
         table[key.value] = _build(next(events), events, file, f"{path}.{key.value}" if path else key.value, depth + 1)
-    return Item(table, file, line, path)
+    return replace(item, value=table)
 
 
-def _scalar(text: str, refuse: Any) -> str | int | float | bool:
+def _scalar(text: str, item: Item) -> str | int | float | bool:
     """The value of unquoted text; what different YAML readers take for different things is refused."""
     if text in ("true", "false"):
         return text == "true"
+    if len(text) > MAX_DIGITS and _ODD_NUMBER.fullmatch(text):
+        raise item.error(f"a number of at most {MAX_DIGITS} digits", found=f"one of {len(text)} characters")
     if _INTEGER.fullmatch(text):
-        return int(text) if len(text) <= 30 else _raise(refuse("a number of more than 30 digits", "a shorter number"))
+        return int(text)
     if _FLOAT.fullmatch(text):
         return float(text)
     if text in _EMPTY:
-        raise refuse("an empty value", "a value", "leave the key out if there is none")
+        raise item.error("a value", "leave the key out if there is none", "an empty value")
     if text.lower() in _ODD_BOOLEANS:
-        raise refuse(f"{text} without quotes", "true or false", "YAML readers disagree about it; quote it to mean text")
+        hint = "YAML readers disagree about it; quote it to mean text"
+        raise item.error("true or false", hint, f"{text} without quotes")
     if _ODD_NUMBER.fullmatch(text):
         hint = 'write 1000 or 1.0e+12; a quantity is text with its unit, "4.8 TB/s"'
-        raise refuse(f"{text}, which YAML readers take for text or for another number", "a plain decimal number", hint)
+        raise item.error("a plain decimal number", hint, f"{text}, which YAML readers take for text or another number")
     return text
 
 
-def _raise(error: SpecError) -> Any:
-    raise error
+def _unquote(value: Any) -> str:
+    number = isinstance(value, str) and (_INTEGER.fullmatch(value) or _FLOAT.fullmatch(value))
+    return "remove the quotes" if number else ""
 
 
 def _describe(value: Any) -> str:

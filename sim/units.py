@@ -163,3 +163,19 @@ def describe(dimension: Dimension) -> str:
     above = [base for base, n in dimension if n > 0] or ["1"]
     below = [base for base, n in dimension if n < 0]
     return "a quantity in " + "/".join(["*".join(above), *below])
+
+
+def format_si(value: float, unit: str) -> str:
+    """A number with a decimal prefix and three significant digits: `format_si(1.0737e9, "B") == "1.07 GB"`."""
+    for prefix, power in (("E", 18), ("P", 15), ("T", 12), ("G", 9), ("M", 6), ("k", 3), ("", 0)):
+        if abs(value) >= 0.9995 * 10**power:
+            return f"{value / 10**power:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
+
+
+def format_time(seconds: float) -> str:
+    """A duration with three significant digits: 12.3 us, 4.56 ms, 1.20 s."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if abs(seconds) >= 0.9995 * scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
