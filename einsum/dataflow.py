@@ -94,9 +94,10 @@ def _predicate(einsum: Einsum, names: Header) -> Iterator[Problem]:
     for node in walk(einsum.predicate):
         if isinstance(node, Symbol) and node.name in loose and node.name in names.known:
             yield Problem(
-                f"the predicate uses {node.name}, which {einsum.name} does not walk", node.span,
+                f"the predicate uses {node.name}, which {einsum.name} does not walk",
+                node.span,
                 ", ".join(sorted(einsum.variables)) or "no rank variable",
-            )  # fmt: skip
+            )
 
 
 def _guarded_variables(einsum: Einsum, known: Mapping[str, Known]) -> frozenset[str]:
@@ -112,11 +113,19 @@ def _reductions(einsum: Einsum) -> Iterator[Problem]:
         for name in reduction.variables:
             what = f"{reduction.op}({name})"
             if name in einsum.output_variables:
-                yield Problem(f"{what} reduces {name}, but {name} is on the left-hand side of {einsum.name}", reduction.span,
-                              ", ".join(sorted(einsum.reduced)) or "no reduction", f"Drop {name} on the left, or the reduction.")  # fmt: skip
+                yield Problem(
+                    f"{what} reduces {name}, but {name} is on the left-hand side of {einsum.name}",
+                    reduction.span,
+                    ", ".join(sorted(einsum.reduced)) or "no reduction",
+                    f"Drop {name} on the left, or the reduction.",
+                )
             elif name not in einsum.variables:
-                yield Problem(f"{what} reduces {name}, which {einsum.name} does not use on the right-hand side", reduction.span,
-                              ", ".join(sorted(einsum.reduced)) or "no reduction", did_you_mean(name, einsum.reduced))  # fmt: skip
+                yield Problem(
+                    f"{what} reduces {name}, which {einsum.name} does not use on the right-hand side",
+                    reduction.span,
+                    ", ".join(sorted(einsum.reduced)) or "no reduction",
+                    did_you_mean(name, einsum.reduced),
+                )
             elif name in seen:
                 yield Problem(f"{name} is reduced twice", reduction.span, "one reduction for each variable")
             seen[name] = reduction
@@ -124,8 +133,12 @@ def _reductions(einsum: Einsum) -> Iterator[Problem]:
     if einsum.reductions and len(operators) > 1:
         summed = ", ".join(sorted(v for v in einsum.reduced if v not in seen))
         also = f" ({summed} is summed)" if summed else ""
-        yield Problem(f"{einsum.name} reduces with {' and '.join(sorted(operators))}{also}, in no defined order",
-                      einsum.reductions[0].span, "one operator for all reduced variables", "Split it into two Einsums.")  # fmt: skip
+        yield Problem(
+            f"{einsum.name} reduces with {' and '.join(sorted(operators))}{also}, in no defined order",
+            einsum.reductions[0].span,
+            "one operator for all reduced variables",
+            "Split it into two Einsums.",
+        )
 
 
 def _output(einsum: Einsum, scope: _Scope) -> Iterator[Problem]:
@@ -300,7 +313,7 @@ def _unknown(access: Access, reader: str, scope: _Scope) -> Problem:
 
 
 def _step_read(access: Access, index: Expression, variable: str, written: bool) -> Iterator[Problem]:
-    """Inside its own block a tensor can be read at the step at hand, earlier ones, and the next once that is written."""
+    """In its own block a tensor can be read at the step at hand, earlier ones, and the next once that is written."""
     shown = format_expression(index, tight=True)
     if index == Number(0):
         return
@@ -326,8 +339,12 @@ def _in_range(access: Access, index: Expression, tensor: Known, place: int, scop
         last = extent - 1
         limit = f"{shown} < {extent}" if out.above else f"{shown} >= 0"
         at = f" at {out.place}" if out.place else ""
-        yield Problem(f"the index {shown} of {access.tensor} reaches {out.coordinate} (valid: 0..{last}){at}", index.span,
-                      "an index inside the rank", f"Add `where {limit}`.")  # fmt: skip
+        yield Problem(
+            f"the index {shown} of {access.tensor} reaches {out.coordinate} (valid: 0..{last}){at}",
+            index.span,
+            "an index inside the rank",
+            f"Add `where {limit}`.",
+        )
 
 
 def _shift(index: Expression, variable: str) -> float | None:

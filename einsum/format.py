@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from einsight.einsum.cursor import LEVEL
 from einsight.einsum.expression import Access, Expression, Number, Symbol, accesses
 from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Let, Mark, Rank, Reduction, Statement, Tensor
 
-_LEVEL = {"||": 1, "&&": 2, **dict.fromkeys(("<", "<=", ">", ">=", "==", "!="), 3),
-          "+": 4, "-": 4, "*": 5, "/": 5, "%": 5}  # fmt: skip
 _COMPARISON, _UNARY, _ATOM = 3, 6, 7
 
 
@@ -30,8 +29,8 @@ def format_expression(node: Expression, tight: bool = False) -> str:
         # a bare -1 reads as the number -1, so the negation of a number keeps its brackets
         keep = _level(node.args[0]) < _UNARY or isinstance(node.args[0], Number)
         return "-" + _within(node.args[0], keep, tight)
-    if node.op in _LEVEL:
-        level = _LEVEL[node.op]
+    if node.op in LEVEL:
+        level = LEVEL[node.op]
         tight = tight or (level > _COMPARISON and not accesses(node))
         left = _within(node.args[0], _level(node.args[0]) < level + (level == _COMPARISON), tight)
         right = _within(node.args[1], _level(node.args[1]) <= level, tight)
@@ -102,7 +101,7 @@ def _within(node: Expression, brackets: bool, tight: bool) -> str:
 def _level(node: Expression) -> int:
     if isinstance(node, Number | Symbol | Access):
         return _ATOM
-    return _UNARY if node.op == "neg" else _LEVEL.get(node.op, _ATOM)
+    return _UNARY if node.op == "neg" else LEVEL.get(node.op, _ATOM)
 
 
 def _number(value: float) -> str:

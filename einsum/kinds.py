@@ -79,9 +79,13 @@ def _inside(node: Expression, kind: Kind, names: Header) -> Iterator[Problem]:
     elif isinstance(node, Access):
         if kind is not Kind.VALUE:
             yield Problem(
-                f"{kind} cannot read the tensor {node.tensor}", node.span, "rank variables, sizes and numbers",
-                "What is read and computed may not depend on data." if kind is not Kind.DEFINITION else "Write an Einsum.",
-            )  # fmt: skip
+                f"{kind} cannot read the tensor {node.tensor}",
+                node.span,
+                "rank variables, sizes and numbers",
+                "What is read and computed may not depend on data."
+                if kind is not Kind.DEFINITION
+                else "Write an Einsum.",
+            )
         for index in node.indices:
             yield from problems_in(index, Kind.INDEX, names)
     else:

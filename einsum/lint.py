@@ -26,8 +26,12 @@ def _summands(cascade: Cascade) -> Iterator[Problem]:
             if missing and part is not einsum.expression:
                 shown, names = format_expression(part), ", ".join(missing)
                 times = "*".join(v.upper() for v in missing)
-                yield Problem(f"{shown} is added {times} times: the sum over {names} applies to the whole right-hand side",
-                              part.span, f"{names} in every summand", "Sum in an Einsum of its own first.")  # fmt: skip
+                yield Problem(
+                    f"{shown} is added {times} times: the sum over {names} applies to the whole right-hand side",
+                    part.span,
+                    f"{names} in every summand",
+                    "Sum in an Einsum of its own first.",
+                )
 
 
 def _terms(node: Expression) -> Iterator[Expression]:
@@ -51,12 +55,12 @@ def _unread(cascade: Cascade) -> Iterator[Problem]:
 
 
 def _mixed(cascade: Cascade) -> Iterator[Problem]:
+    """An Einsum over n and n1 walks both, independently."""
     for rank in cascade.ranks:
-        chunks = {p.lower() for p in rank.parts}
         for einsum in cascade.einsums:
-            used = chunks & einsum.variables
-            if rank.variable in einsum.variables and used:
-                message = f"{einsum.name} walks {rank.variable} and its chunk {', '.join(sorted(used))}: they are independent variables"
+            chunks = ", ".join(p.lower() for p in rank.parts if p.lower() in einsum.variables)
+            if rank.variable in einsum.variables and chunks:
+                message = f"{einsum.name} walks {rank.variable} and also its chunk {chunks}, as independent variables"
                 yield Problem(message, einsum.output.span, "one form of the rank")
 
 
@@ -76,5 +80,9 @@ def _foreign(cascade: Cascade) -> Iterator[Problem]:
 
 def _heading(cascade: Cascade) -> Iterator[Problem]:
     if cascade.extends is None and not cascade.computes:
-        yield Problem("the cascade does not say what it computes", None, "a line such as `computes softmax_attention`",
-                      "Results join only with those of the same word.")  # fmt: skip
+        yield Problem(
+            "the cascade does not say what it computes",
+            None,
+            "a line such as `computes softmax_attention`",
+            "Results join only with those of the same word.",
+        )

@@ -10,18 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from einsight.einsum.cursor import Cursor, FaultError, join, shown
 from einsight.einsum.errors import CascadeError, Problem, did_you_mean
 from einsight.einsum.expression import (
-    DEPTH,
-    OPERATORS,
     REDUCERS,
-    Access,
-    Apply,
-    Expression,
     Number,
     Span,
     Symbol,
-    children,
 )
 from einsight.einsum.ir import (
     MARKS,
@@ -41,10 +36,6 @@ from einsight.einsum.validate import validate
 
 PROBLEMS = 100
 """Faults after which the rest of a file is not read."""
-
-_LEVEL = {"||": 1, "&&": 2, **dict.fromkeys(("<", "<=", ">", ">=", "==", "!="), 3),
-          "+": 4, "-": 4, "*": 5, "/": 5, "%": 5}  # fmt: skip
-_COMPARISON = 3
 
 
 def parse(text: str, file: str = "<text>") -> Cascade:
@@ -74,14 +65,6 @@ def parse_file(path: str | Path) -> Cascade:
     return check(text, str(path))
 
 
-class _Fault(Exception):
-    """Ends the reading of one line."""
-
-    def __init__(self, message: str, span: Span, expected: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.problem = Problem(message, span, expected, hint)
-
-
 @dataclass
 class _Draft:
     """What has been read so far. `spoiled` holds the names in faulty lines: nothing is claimed about them later."""
@@ -104,12 +87,19 @@ class _Draft:
 
     def cascade(self) -> Cascade:
         return Cascade(
-            name=self.name, ranks=tuple(self.ranks), inputs=tuple(self.inputs), outputs=tuple(self.outputs),
-            statements=tuple(self.statements), lets=tuple(self.lets), marks=tuple(self.marks),
-            extends=self.extends[0] if self.extends else None, reads=tuple(self.reads),
-            computes=self.facts.get("computes", ""), paper=self.facts.get("paper", ""),
+            name=self.name,
+            ranks=tuple(self.ranks),
+            inputs=tuple(self.inputs),
+            outputs=tuple(self.outputs),
+            statements=tuple(self.statements),
+            lets=tuple(self.lets),
+            marks=tuple(self.marks),
+            extends=self.extends[0] if self.extends else None,
+            reads=tuple(self.reads),
+            computes=self.facts.get("computes", ""),
+            paper=self.facts.get("paper", ""),
             stable=self.facts.get("stable", "yes") == "yes",
-        )  # fmt: skip
+        )
 
 
 def _read(text: str) -> _Draft:
@@ -117,11 +107,11 @@ def _read(text: str) -> _Draft:
     for line in lines(text.removeprefix("\ufeff")):
         try:
             if line.problem:
-                raise _Fault(
+                raise FaultError(
                     line.problem.message, line.problem.span or Span(1, 1), line.problem.expected, line.problem.hint
                 )
-            _statement(_Cursor(line.tokens), draft)
-        except _Fault as fault:
+            _statement(Cursor(line.tokens), draft)
+        except FaultError as fault:
             draft.problems.append(fault.problem)
             _spoil(line, draft)
         if len(draft.problems) >= PROBLEMS:
@@ -184,11 +174,11 @@ def _close(draft: _Draft, complete: bool = True) -> None:
 # --- lines ----------------------------------------------------------------------------------------------------------
 
 
-def _statement(cursor: _Cursor, draft: _Draft) -> None:
+def _statement(cursor: Cursor, draft: _Draft) -> None:
     first = cursor.peek
     if first.text == "}":
         if draft.block is None:
-            raise _Fault("`}` closes nothing", first.span, "an `iterate` block opened above")
+            raise FaultError("`}` closes nothing", first.span, "an `iterate` block opened above")
         cursor.take()
         cursor.end()
         _close(draft)
@@ -200,24 +190,28 @@ def _statement(cursor: _Cursor, draft: _Draft) -> None:
     if reader is None:
         raise _unknown_line(cursor)
     if draft.block is not None:
-        raise _Fault(f"`{first.text}` cannot stand in an iterate block", first.span, "Einsums, then `}`")
+        raise FaultError(f"`{first.text}` cannot stand in an iterate block", first.span, "Einsums, then `}`")
     cursor.take()
     reader(cursor, draft, first)
     cursor.end()
 
 
-def _unknown_line(cursor: _Cursor) -> _Fault:
+def _unknown_line(cursor: Cursor) -> FaultError:
     first = cursor.peek
     expected = "an Einsum such as `Z[m] = A[m,n]`, or a line that starts with " + ", ".join(KEYWORDS)
     if first.kind == "name" and cursor.after.text == "=":
-        return _Fault(
-            f"{first.text} has no brackets", first.span, f"`{first.text}[...] = ...`",
+        return FaultError(
+            f"{first.text} has no brackets",
+            first.span,
+            f"`{first.text}[...] = ...`",
             f"A tensor without ranks is written {first.text}[]; a named expression is `let {first.text} = ...`.",
-        )  # fmt: skip
-    return _Fault(f"a line cannot start with {cursor.found}", first.span, expected, did_you_mean(first.text, KEYWORDS))
+        )
+    return FaultError(
+        f"a line cannot start with {cursor.found}", first.span, expected, did_you_mean(first.text, KEYWORDS)
+    )
 
 
-def _einsum(cursor: _Cursor, draft: _Draft) -> None:
+def _einsum(cursor: Cursor, draft: _Draft) -> None:
     output = cursor.access()
     cursor.expect("=", f"after {output.tensor}[...]")
     expression = cursor.expression()
@@ -228,7 +222,7 @@ def _einsum(cursor: _Cursor, draft: _Draft) -> None:
             reductions.append(_reduction(cursor))
     predicate = cursor.expression() if cursor.accept("where") else None
     if cursor.peek.text == "::":
-        raise _Fault("`::` stands after `where`", cursor.peek.span, "`Z[m] = A[m,n] :: max(n) where n <= m`")
+        raise FaultError("`::` stands after `where`", cursor.peek.span, "`Z[m] = A[m,n] :: max(n) where n <= m`")
     cursor.end()
     einsum = Einsum(output, expression, tuple(reductions), predicate, output.span)
     if draft.block is None:
@@ -237,11 +231,11 @@ def _einsum(cursor: _Cursor, draft: _Draft) -> None:
         draft.body.append(einsum)
 
 
-def _reduction(cursor: _Cursor) -> Reduction:
+def _reduction(cursor: Cursor) -> Reduction:
     operator = cursor.take()
     if operator.text not in REDUCERS:
         words = ", ".join(f"{op}(n)" for op in REDUCERS)
-        raise _Fault(
+        raise FaultError(
             f"`{operator.text}` is not a reduction", operator.span, words, did_you_mean(operator.text, REDUCERS)
         )
     opened = cursor.expect("(", "after the reduction's operator")
@@ -249,29 +243,29 @@ def _reduction(cursor: _Cursor) -> Reduction:
     while cursor.accept(","):
         names.append(cursor.name("a rank variable"))
     closed = cursor.close(")", operator.text, opened)
-    return Reduction(operator.text, tuple(n.text for n in names), _join(operator.span, closed.span))
+    return Reduction(operator.text, tuple(n.text for n in names), join(operator.span, closed.span))
 
 
-def _heading(cursor: _Cursor, draft: _Draft, first: Token) -> None:
+def _heading(cursor: Cursor, draft: _Draft, first: Token) -> None:
     name = cursor.name(f"the name of the {first.text}")
     if draft.kind:
-        raise _Fault(f"the file is already {draft.kind} {draft.name}", first.span, "one cascade or fragment a file")
+        raise FaultError(f"the file is already {draft.kind} {draft.name}", first.span, "one cascade or fragment a file")
     draft.kind, draft.name = first.text, name.text
 
 
-def _fact(cursor: _Cursor, draft: _Draft, first: Token) -> None:
+def _fact(cursor: Cursor, draft: _Draft, first: Token) -> None:
     value = cursor.take()
     wanted, example = {"paper": ("string", '`paper "Author, year, equation"`'),
                        "computes": ("name", "`computes softmax_attention`"),
                        "stable": ("name", "`stable yes` or `stable no`")}[first.text]  # fmt: skip
     if value.kind != wanted or (first.text == "stable" and value.text not in ("yes", "no")):
-        raise _Fault(f"`{first.text}` is followed by {_shown(value)}", value.span, example)
+        raise FaultError(f"`{first.text}` is followed by {shown(value)}", value.span, example)
     if first.text in draft.facts:
-        raise _Fault(f"`{first.text}` stands in the file twice", first.span, "one such line")
+        raise FaultError(f"`{first.text}` stands in the file twice", first.span, "one such line")
     draft.facts[first.text] = value.text.strip('"')
 
 
-def _rank(cursor: _Cursor, draft: _Draft, first: Token) -> None:
+def _rank(cursor: Cursor, draft: _Draft, first: Token) -> None:
     while True:
         name = cursor.name("a rank")
         parts: tuple[str, ...] = ()
@@ -280,19 +274,21 @@ def _rank(cursor: _Cursor, draft: _Draft, first: Token) -> None:
             cursor.expect("*", f"in `{name.text} = CHUNKS * CHUNK`")
             parts = (outer.text, cursor.name("the chunk length").text)
             if cursor.peek.text == "*":
-                raise _Fault("a rank is cut in two only", cursor.peek.span, f"`{name.text} = {parts[0]} * {parts[1]}`")
+                raise FaultError(
+                    "a rank is cut in two only", cursor.peek.span, f"`{name.text} = {parts[0]} * {parts[1]}`"
+                )
         draft.ranks.append(Rank(name.text, parts, name.span))
         if not cursor.accept(","):
             return
 
 
-def _let(cursor: _Cursor, draft: _Draft, first: Token) -> None:
+def _let(cursor: Cursor, draft: _Draft, first: Token) -> None:
     name = cursor.name("the name of the expression")
     cursor.expect("=", f"after `let {name.text}`")
     draft.lets.append(Let(name.text, cursor.expression(), name.span))
 
 
-def _tensors(cursor: _Cursor, draft: _Draft, first: Token) -> None:
+def _tensors(cursor: Cursor, draft: _Draft, first: Token) -> None:
     target = draft.inputs if first.text == "in" else draft.outputs
     while True:
         target.append(_tensor(cursor))
@@ -301,22 +297,23 @@ def _tensors(cursor: _Cursor, draft: _Draft, first: Token) -> None:
         cursor.accept(",")
 
 
-def _tensor(cursor: _Cursor) -> Tensor:
+def _tensor(cursor: Cursor) -> Tensor:
     access = cursor.access()
     ranks = []
     for index in access.indices:
         if not (isinstance(index, Symbol) and index.is_variable):
-            raise _Fault(
-                f"{access.tensor} is declared with an index that is not a rank variable", index.span or Span(1, 1),
+            raise FaultError(
+                f"{access.tensor} is declared with an index that is not a rank variable",
+                index.span or Span(1, 1),
                 "one rank variable for each rank, as in `in K[n,e]`",
-            )  # fmt: skip
+            )
         ranks.append(index.name.upper())
     dtype = cursor.name("a number format such as bf16").text if cursor.accept(":") else None
     outer = _outer(cursor) if cursor.accept("over") else None
     return Tensor(access.tensor, tuple(ranks), dtype, outer, access.span)
 
 
-def _outer(cursor: _Cursor) -> tuple[str, ...]:
+def _outer(cursor: Cursor) -> tuple[str, ...]:
     """`over g, j` or `over none`. A comma may also lead to the next tensor, whose name is followed by `[`."""
     names = [cursor.name("outer rank variables, or none").text]
     while cursor.peek.text == "," and cursor.after.kind == "name" and cursor.beyond.text != "[":
@@ -325,26 +322,28 @@ def _outer(cursor: _Cursor) -> tuple[str, ...]:
     return () if names == ["none"] else tuple(names)
 
 
-def _mark(cursor: _Cursor, draft: _Draft, first: Token) -> None:
+def _mark(cursor: Cursor, draft: _Draft, first: Token) -> None:
     draft.marks.append(Mark(first.text, cursor.access()))
 
 
-def _host_mark(cursor: _Cursor, draft: _Draft, first: Token) -> None:
+def _host_mark(cursor: Cursor, draft: _Draft, first: Token) -> None:
     role = cursor.name("one of " + ", ".join(MARKS))
     if role.text not in MARKS:
-        raise _Fault(f"no cascade marks a `{role.text}`", role.span, ", ".join(MARKS), did_you_mean(role.text, MARKS))
+        raise FaultError(
+            f"no cascade marks a `{role.text}`", role.span, ", ".join(MARKS), did_you_mean(role.text, MARKS)
+        )
     if first.text == "extends" and draft.extends:
-        raise _Fault("a fragment extends one tensor", first.span, "one `extends` line")
+        raise FaultError("a fragment extends one tensor", first.span, "one `extends` line")
     (draft.extends if first.text == "extends" else draft.reads).append(Mark(role.text, cursor.access()))
 
 
-def _init(cursor: _Cursor, draft: _Draft, first: Token) -> None:
+def _init(cursor: Cursor, draft: _Draft, first: Token) -> None:
     output = cursor.access()
     cursor.expect("=", f"after {output.tensor}[...]")
     draft.statements.append(Initial(output, cursor.expression(), output.span))
 
 
-def _iterate(cursor: _Cursor, draft: _Draft, first: Token) -> None:
+def _iterate(cursor: Cursor, draft: _Draft, first: Token) -> None:
     variable = cursor.name("the rank variable that counts the steps")
     cursor.expect("<", f"after `iterate {variable.text}`")
     bound = cursor.expression()
@@ -352,195 +351,8 @@ def _iterate(cursor: _Cursor, draft: _Draft, first: Token) -> None:
     draft.block = Iterate(variable.text, bound, (), variable.span)
 
 
-_READERS: dict[str, Callable[[_Cursor, _Draft, Token], None]] = {
+_READERS: dict[str, Callable[[Cursor, _Draft, Token], None]] = {
     "cascade": _heading, "fragment": _heading, "computes": _fact, "paper": _fact, "stable": _fact, "rank": _rank,
     "let": _let, "in": _tensors, "out": _tensors, **dict.fromkeys(MARKS, _mark), "extends": _host_mark,
     "reads": _host_mark, "init": _init, "iterate": _iterate,
 }  # fmt: skip
-
-
-# --- expressions ----------------------------------------------------------------------------------------------------
-
-
-class _Cursor:
-    """A place in the tokens of one line."""
-
-    def __init__(self, tokens: tuple[Token, ...]) -> None:
-        self.tokens, self.at, self.depth = tokens, 0, 0
-
-    def _ahead(self, count: int) -> Token:
-        return self.tokens[min(self.at + count, len(self.tokens) - 1)]
-
-    @property
-    def peek(self) -> Token:
-        return self._ahead(0)
-
-    @property
-    def after(self) -> Token:
-        return self._ahead(1)
-
-    @property
-    def beyond(self) -> Token:
-        return self._ahead(2)
-
-    @property
-    def found(self) -> str:
-        return _shown(self.peek)
-
-    def take(self) -> Token:
-        token = self.peek
-        self.at += 1
-        return token
-
-    def accept(self, text: str) -> bool:
-        if self.peek.text != text or self.peek.kind == "string":
-            return False
-        self.at += 1
-        return True
-
-    def expect(self, text: str, place: str) -> Token:
-        if self.peek.text != text:
-            raise _Fault(f"found {self.found} {place}", self.peek.span, f"`{text}`", _slip(self.peek))
-        return self.take()
-
-    def close(self, text: str, name: str, opened: Token) -> Token:
-        if self.peek.text != text:
-            where = f"`{text}` to close `{name}{opened.text}` opened in column {opened.span.column}"
-            raise _Fault(f"found {self.found} inside brackets", self.peek.span, where, _slip(self.peek))
-        return self.take()
-
-    def name(self, what: str) -> Token:
-        if self.peek.kind != "name":
-            raise _Fault(f"found {self.found}", self.peek.span, what)
-        return self.take()
-
-    def end(self) -> None:
-        if self.peek.kind != "end":
-            raise _Fault(f"found {self.found} after the end of the statement", self.peek.span, "an operator or the end of the line",
-                         _slip(self.peek))  # fmt: skip
-
-    def access(self) -> Access:
-        name = self.name("a tensor such as `K[n,e]`")
-        opened = self.expect("[", f"after {name.text}")
-        indices = self._arguments("]", name.text, opened)
-        return Access(name.text, indices, _join(name.span, self.tokens[self.at - 1].span))
-
-    def expression(self) -> Expression:
-        """A whole expression, not deeper than `DEPTH`."""
-        start = self.peek.span
-        node = self._binary(1)
-        if _height(node) > DEPTH:
-            raise _Fault(
-                f"the expression has more than {DEPTH} levels", start, hint="Split it into several Einsums or `let`s."
-            )
-        return node
-
-    def _binary(self, level: int) -> Expression:
-        self.depth += 1
-        if self.depth > DEPTH:
-            raise _Fault(f"the expression is nested more than {DEPTH} levels deep", self.peek.span,
-                         hint="Split it into several Einsums or `let`s.")  # fmt: skip
-        left = self._unary()
-        while self.peek.kind == "sign" and _LEVEL.get(self.peek.text, 0) >= level:
-            operator = self.take()
-            own = _LEVEL[operator.text]
-            right = self._binary(own + 1)
-            left = Apply(operator.text, (left, right), _join(left.span, right.span))
-            if own == _COMPARISON and _LEVEL.get(self.peek.text) == _COMPARISON:
-                raise _Fault("comparisons do not chain", self.peek.span, hint="Write `a <= b && b < c`.")
-        self.depth -= 1
-        return left
-
-    def _unary(self) -> Expression:
-        if self.peek.text != "-":
-            return self._atom()
-        minus = self.take()
-        if self.peek.kind == "number" or self.peek.text == "inf":
-            number = self._atom()
-            assert isinstance(number, Number)
-            return Number(-number.value, _join(minus.span, number.span))
-        operand = self._binary(6)  # above every binary level: one unary operand
-        return Apply("neg", (operand,), _join(minus.span, operand.span))
-
-    def _atom(self) -> Expression:
-        token = self.peek
-        if token.kind == "number" or token.text == "inf":
-            return self._number()
-        if token.kind == "name" and self.after.text == "[":
-            return self.access()
-        if token.kind == "name" and self.after.text == "(":
-            return self._call()
-        if token.kind == "name" and token.text not in ("where", "over"):
-            return Symbol(token.text, self.take().span)
-        if token.text == "(":
-            opened = self.take()
-            inner = self._binary(1)
-            self.close(")", "", opened)
-            return inner
-        raise _Fault(
-            f"found {self.found}", token.span, "a tensor, a rank variable, a size, a number or a function", _slip(token)
-        )
-
-    def _number(self) -> Number:
-        token = self.take()
-        value = float(token.text)
-        if token.text != "inf" and value == float("inf"):
-            raise _Fault(f"{token.text[:40]} is too large for a number", token.span, hint="Write inf for infinity.")
-        if self.peek.kind == "name" and self.peek.span.column == token.span.column + token.span.length:
-            raise _Fault(
-                f"`{token.text}` runs into `{self.peek.text}`", token.span, hint=f"Write {token.text}*{self.peek.text}."
-            )
-        return Number(value, token.span)
-
-    def _call(self) -> Apply:
-        name = self.take()
-        opened = self.take()
-        operator = OPERATORS.get(name.text)
-        if operator is None:
-            words = [op for op in OPERATORS if op.isidentifier()]
-            raise _Fault(
-                f"unknown function {name.text}", name.span, "one of " + ", ".join(words), did_you_mean(name.text, words)
-            )
-        arguments = self._arguments(")", name.text, opened)
-        if len(arguments) != operator.arity:
-            hint = f"Nest it: {name.text}(a, {name.text}(b, c))." if name.text in ("max", "min") else None
-            raise _Fault(f"{name.text} has {len(arguments)} arguments", name.span, f"{operator.arity}", hint)
-        return Apply(name.text, arguments, _join(name.span, self.tokens[self.at - 1].span))
-
-    def _arguments(self, closing: str, name: str, opened: Token) -> tuple[Expression, ...]:
-        found: list[Expression] = []
-        if self.peek.text != closing:
-            found.append(self._binary(1))
-            while self.accept(","):
-                found.append(self._binary(1))
-        self.close(closing, name, opened)
-        return tuple(found)
-
-
-def _join(first: Span | None, last: Span | None) -> Span | None:
-    if first is None or last is None:
-        return first
-    return Span(first.line, first.column, last.column + last.length - first.column)
-
-
-def _height(node: Expression) -> int:
-    """Levels of the expression, counted without recursion."""
-    level: list[Expression] = [node]
-    height = 0
-    while level:
-        height += 1
-        level = [child for n in level for child in children(n)]
-    return height
-
-
-def _shown(token: Token) -> str:
-    if token.kind == "end":
-        return "the end of the line"
-    return f"`{token.text[:40]}`"
-
-
-def _slip(token: Token) -> str | None:
-    """The likely fix for a habit of other languages."""
-    return {"=": "Equality is written ==.", "and": "Write &&.", "or": "Write ||.", "not": "Write the opposite comparison.",
-            "/": "Integer division is floordiv(a, b).", "*": "There is no power operator; multiply.",
-            "if": "A predicate is written `where n <= m`.", "{": "Indices are written [m,n]."}.get(token.text)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Cascade text to tokens, line by line. A statement never crosses a line, so a fault in one line spoils only that line."""
+"""Cascade text to tokens, line by line. A statement never crosses a line, so a fault spoils only its own line."""
 
 from __future__ import annotations
 
@@ -10,8 +10,22 @@ from einsight.einsum.errors import Problem
 from einsight.einsum.expression import Span
 from einsight.einsum.ir import MARKS
 
-KEYWORDS = ("cascade", "fragment", "computes", "paper", "stable", "rank", "let", "in", "out", *MARKS,
-            "extends", "reads", "init", "iterate")  # fmt: skip
+KEYWORDS = (
+    "cascade",
+    "fragment",
+    "computes",
+    "paper",
+    "stable",
+    "rank",
+    "let",
+    "in",
+    "out",
+    *MARKS,
+    "extends",
+    "reads",
+    "init",
+    "iterate",
+)
 """Words that a line may start with."""
 
 _TOKEN = re.compile(

@@ -54,8 +54,12 @@ def _ranks(cascade: Cascade) -> Iterator[Problem]:
     for rank in cascade.ranks:
         for name in (rank.name, *rank.parts):
             if name != name.upper():
-                yield Problem(f"the rank {name} is not upper case", rank.span, f"`rank {name.upper()}`",
-                              f"{name.lower()} is then its variable.")  # fmt: skip
+                yield Problem(
+                    f"the rank {name} is not upper case",
+                    rank.span,
+                    f"`rank {name.upper()}`",
+                    f"{name.lower()} is then its variable.",
+                )
             elif name.lower() in RESERVED:
                 yield Problem(f"{name.lower()} is a word of the language", rank.span, "another name for the rank")
             if name in seen:
@@ -108,12 +112,19 @@ def _outputs(cascade: Cascade, excused: frozenset[str]) -> Iterator[Problem]:
             continue
         if einsum is None:
             line = f" (declared in line {tensor.span.line})" if tensor.span else ""
-            yield Problem(f"output {tensor.name} is never computed{line}", tensor.span, f"an Einsum `{tensor.name}[...] = ...`",
-                          did_you_mean(tensor.name, computed))  # fmt: skip
+            yield Problem(
+                f"output {tensor.name} is never computed{line}",
+                tensor.span,
+                f"an Einsum `{tensor.name}[...] = ...`",
+                did_you_mean(tensor.name, computed),
+            )
         elif plain_ranks(einsum.output) != tensor.ranks:
             declared = f"{tensor.name}[{','.join(r.lower() for r in tensor.ranks)}]"
-            yield Problem(f"{format_expression(einsum.output)} does not have the ranks of the output", einsum.output.span,
-                          f"`{declared}`, as declared")  # fmt: skip
+            yield Problem(
+                f"{format_expression(einsum.output)} does not have the ranks of the output",
+                einsum.output.span,
+                f"`{declared}`, as declared",
+            )
 
 
 def _existing(cascade: Cascade) -> dict[str, Known]:
@@ -184,8 +195,12 @@ def _fragment_mark(cascade: Cascade, extends: Mark, names: Header) -> Iterator[P
             )
     own = cascade.mark(extends.role)
     if own is None and extends.role not in names.excused:
-        yield Problem(f"fragment {cascade.name} marks no new {extends.role}", extends.access.span, f"a line `{extends.role} ...[{indices}]`",
-                      "The host reads that tensor in place of the one extended.")  # fmt: skip
+        yield Problem(
+            f"fragment {cascade.name} marks no new {extends.role}",
+            extends.access.span,
+            f"a line `{extends.role} ...[{indices}]`",
+            "The host reads that tensor in place of the one extended.",
+        )
     elif own is not None and own.indices != extends.access.indices and own.tensor not in names.excused:
         yield Problem(
             f"the new {extends.role} has other indices than {format_expression(extends.access)}",
