@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from einsight.einsum.expression import variables
+from einsight.einsum.format import format_expression as text
 from einsight.einsum.ir import Cascade
-from einsight.einsum.relations import Edge, Family, Node, Relation, edges, family, nodes, parent_rank, text
+from einsight.einsum.relations import Edge, Family, Node, Relation, edges, family, nodes, parent_rank
 from einsight.einsum.resolve import resolve
 
 

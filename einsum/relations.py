@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from einsight.einsum.expression import Access, Apply, Expression, Number, Symbol, variables
+from einsight.einsum.format import format_expression as text
 from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate
 
 Polynomial = Mapping[tuple[str, ...], float]
@@ -218,16 +219,3 @@ def _terms(node: Expression) -> dict[tuple[str, ...], float] | None:
         return result
     sign = 1.0 if node.op == "+" else -1.0
     return {k: left.get(k, 0.0) + sign * right.get(k, 0.0) for k in {*left, *right}}
-
-
-def text(node: Expression) -> str:
-    """The expression as one writes it, every infix operation in parentheses below the top level left out."""
-    if isinstance(node, Number):
-        return f"{node.value:g}"
-    if isinstance(node, Symbol):
-        return node.name
-    if isinstance(node, Access):
-        return f"{node.tensor}[{','.join(text(i) for i in node.indices)}]"
-    if len(node.args) == 2 and not node.op.isalpha():
-        return f"{text(node.args[0])}{node.op}{text(node.args[1])}"
-    return f"{'-' if node.op == 'neg' else node.op}({', '.join(text(a) for a in node.args)})"

@@ -22,7 +22,8 @@ class Unrolled:
 
     before: list[int] = field(default_factory=list)  # per point, all points that must precede it
     place: list[int | None] = field(default_factory=list)  # per point, its coordinate on the rank
-    lineage: list[frozenset[str]] = field(default_factory=list)  # per point, the inputs it reaches at its coordinate
+    # per point and read, the inputs reached at the point's coordinate
+    reached: list[tuple[frozenset[str], ...]] = field(default_factory=list)
     loop: list[Iterate | None] = field(default_factory=list)
     writers: dict[Element, list[int]] = field(default_factory=dict)
     fibers: dict[str, dict[tuple[int, ...], dict[int, int]]] = field(default_factory=dict)  # Einsum, others, r -> point
@@ -46,10 +47,12 @@ def passes(cascade: Cascade, sizes: Mapping[str, int], rank: str = "N") -> dict[
 
 
 def _touches(found: Unrolled, fibers: Mapping[tuple[int, ...], Mapping[int, int]], root: str, extent: int) -> bool:
-    """Whether some fiber covers the rank and reaches `root` at every coordinate."""
-    return any(
-        len(fiber) == extent and all(root in found.lineage[p] for p in fiber.values()) for fiber in fibers.values()
-    )
+    """Whether one of the Einsum's reads reaches `root` at every coordinate of some fiber that covers the rank."""
+    for fiber in fibers.values():
+        reads = zip(*(found.reached[p] for p in fiber.values()), strict=True)
+        if len(fiber) == extent and any(all(root in at for at in read) for read in reads):
+            return True
+    return False
 
 
 def _complete(found: Unrolled, fibers: Mapping[tuple[int, ...], Mapping[int, int]]) -> list[int]:
@@ -76,14 +79,13 @@ def _unroll(cascade: Cascade, sizes: Mapping[str, int], rank: str) -> Unrolled:
     for einsum, loop, at in _points(cascade, sizes):
         position = cascade.position(rank, frozenset(at))
         place = None if position is None else _value(position, {**sizes, **at})
-        before, lineage = 0, set()
+        before, reached = 0, []
         for access in einsum.reads:
             coordinates = tuple(_value(i, {**sizes, **at}) for i in access.indices)
             if access.tensor in inputs:
-                ranks = inputs[access.tensor]
-                wanted = [c for c, r in zip(coordinates, ranks, strict=True) if r == rank]
-                if place is not None and any(_near(c, place, sizes[rank], 1) for c in wanted):
-                    lineage.add(access.tensor)
+                wanted = (c for c, r in zip(coordinates, inputs[access.tensor], strict=True) if r == rank)
+                here = place is not None and any(_near(c, place, sizes[rank], 1) for c in wanted)
+                reached.append(frozenset({access.tensor} if here else ()))
                 continue
             writers = found.writers.get((access.tensor, coordinates))
             if writers is None and access.tensor not in iterative:
@@ -91,8 +93,8 @@ def _unroll(cascade: Cascade, sizes: Mapping[str, int], rank: str) -> Unrolled:
                 wrapped = tuple(c % s for c, s in zip(coordinates, shape, strict=True))
                 writers = found.writers[(access.tensor, wrapped)]
             before |= _all_before(found, writers or [])
-            lineage |= _inherited(found, writers or [], place, loop, sizes[rank])
-        _record(found, einsum, loop, at, place, before, frozenset(lineage), cascade.family(rank))
+            reached.append(_inherited(found, writers or [], place, loop, sizes[rank]))
+        _record(found, einsum, loop, at, place, before, tuple(reached), cascade.family(rank))
         element = (einsum.name, tuple(_value(i, {**sizes, **at}) for i in einsum.output.indices))
         found.writers.setdefault(element, []).append(len(found.before) - 1)
     return found
@@ -117,7 +119,7 @@ def _inherited(
     reach = 0 if loop is not None and found.loop[writers[0]] is loop else 1
     if there is None or not _near(there, place, extent, reach):
         return frozenset()
-    return frozenset.intersection(*(found.lineage[w] for w in writers))
+    return frozenset.intersection(*(frozenset().union(*found.reached[w]) for w in writers))
 
 
 def _record(
@@ -127,14 +129,14 @@ def _record(
     at: Mapping[str, int],
     place: int | None,
     before: int,
-    lineage: frozenset[str],
+    reached: tuple[frozenset[str], ...],
     family: frozenset[str],
 ) -> None:
     point = len(found.before)
     found.before.append(before)
     found.place.append(place)
     found.loop.append(loop)
-    found.lineage.append(lineage)
+    found.reached.append(reached)
     if place is not None:
         others = tuple(v for name, v in sorted(at.items()) if name not in family)
         found.fibers.setdefault(einsum.name, {}).setdefault(others, {})[place] = point

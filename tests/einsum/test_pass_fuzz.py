@@ -102,7 +102,8 @@ class Generator:
 
     def add(self) -> None:
         anything = ("point", "scalar", "tile", "running")
-        choices: list[tuple[str, tuple[str, ...]]] = [("point", anything), ("scalar", anything), ("scalar", ("scalar",))]
+        choices: list[tuple[str, tuple[str, ...]]] = [("point", anything), ("scalar", anything)]
+        choices += [("scalar", ("scalar",))]
         if self.tiled:
             choices += [("tile", ("point", "tile")), ("tile", ("tile", "scalar", "running")), ("scalar", ("tile",))]
         if self.rng.random() < 0.2:
@@ -156,7 +157,7 @@ def random_sizes(cascade: Cascade) -> dict[str, int]:
     return {"N": 6, "N1": 3, "N0": 2, "M": 2} if cascade.ranks[0].parts else {"N": 6, "M": 6}
 
 
-@pytest.mark.parametrize("batch", range(13))
+@pytest.mark.parametrize("batch", range(11))
 def test_the_analysis_agrees_with_the_unrolled_oracle(batch: int) -> None:
     for seed in range(batch * 100, batch * 100 + 100):
         cascade = random_cascade(seed)
@@ -169,7 +170,7 @@ def test_the_analysis_agrees_with_the_unrolled_oracle(batch: int) -> None:
 
 
 def test_the_random_cascades_are_not_all_alike() -> None:
-    found = [analyse(random_cascade(seed)) for seed in range(1300)]
+    found = [analyse(random_cascade(seed)) for seed in range(1100)]
     totals = [f.total for f in found]
     assert all(totals.count(k) >= 20 for k in (0, 1, 2, 3))
     assert sum(not f.assumed for f in found) >= 1000
