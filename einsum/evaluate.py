@@ -150,6 +150,8 @@ def _allocate(cascade: Cascade, state: _State) -> None:
             axis for axis, i in enumerate(output.indices) if variables(i) <= fixed.keys()
         )
     for tensor in cascade.outputs:
+        if tensor.name not in shapes:
+            raise EvaluationError(f"cascade {cascade.name}: output {tensor.name} is never computed")
         shapes[tensor.name] = [state.sizes[r] for r in tensor.ranks]
     for name, shape in shapes.items():
         state.tensors[name] = np.full(shape, np.nan)
