@@ -91,7 +91,7 @@ def test_rates_and_limits_fit_together(gpu: Gpu) -> None:
 def test_values_in_base_units() -> None:
     h200 = load_hardware("h200-sxm")
     assert (h200.sms.value, h200.boost_hz.value, h200.hbm_bytes_per_s.value) == (132, 1.98e9, 4.8e12)
-    assert (h200.hbm_bytes.value, h200.l2_bytes.value, h200.tdp_w.value) == (141e9, 50 * 2**20, 700)
+    assert (h200.hbm_bytes.value, h200.l2_bytes.value, h200.tdp_w.value) == (141e9, 60 * 2**20, 700)
     assert h200.hbm_bytes_per_s.text == "4.8 TB/s"
     assert h200.architecture.shared_bytes_per_block.value == 227 * 1024
     assert load_hardware("h200-sxm") is h200
@@ -127,8 +127,8 @@ def test_unknown_name() -> None:
         ('"4.8 TB/s"', '"4.8 TB"', "memory_rate.value: found \"4.8 TB\""),
         ('"4.8 TB/s"', "4.8e12", "YAML readers"),
         ('"4.8 TB/s"', "4.8", "bare number"),
-        ('"50 MiB"', '"50 MB"', "KiB or MiB"),
-        ('"50 MiB"', '"50 MIB"', "binary prefixes"),
+        ('"60 MiB"', '"60 MB"', "KiB or MiB"),
+        ('"60 MiB"', '"60 MIB"', "binary prefixes"),
         ('"1980 MHz"', '"1980 W"', "boost.value"),
         ("{value: 132,", "{value: 132.5,", "sms.value"),
         ("{value: 132,", '{value: "132.5",', "a whole number"),
