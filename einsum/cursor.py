@@ -171,7 +171,7 @@ class Cursor:
         opened = self.take()
         operator = OPERATORS.get(name.text)
         if operator is None:
-            words = [op for op in OPERATORS if op.isidentifier()]
+            words = [op for op in OPERATORS if op.isidentifier() and op != "neg"]
             raise FaultError(
                 f"unknown function {name.text}", name.span, "one of " + ", ".join(words), did_you_mean(name.text, words)
             )

@@ -16,13 +16,12 @@ from einsight.einsum.expression import (
     Span,
     Symbol,
     accesses,
-    substitute,
     variables,
     walk,
 )
 from einsight.einsum.format import format_expression
-from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Reduction
-from einsight.einsum.kinds import Header, Kind, name_span, problems_in
+from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Reduction, Statement
+from einsight.einsum.kinds import Header, Kind, name_span, problems_in, written_out
 from einsight.einsum.ranges import escape, size
 
 
@@ -42,14 +41,13 @@ class _Scope:
     """Names while the Einsums are walked. `known` grows; `complete` tells the steps of `block` already written."""
 
     names: Header
-    lets: Mapping[str, Expression]
     later: Mapping[str, Span | None]
     known: dict[str, Known]
     written: set[str]
     block: Iterate | None = None
 
     def inside(self, block: Iterate) -> _Scope:
-        return _Scope(self.names, self.lets, self.later, self.known, set(), block)
+        return _Scope(self.names, self.later, self.known, set(), block)
 
 
 def statement_problems(
@@ -57,8 +55,10 @@ def statement_problems(
 ) -> Iterator[Problem]:
     """Everything wrong with the statements. `known` holds what exists before them, and gains what they define."""
     later = {e.name: e.output.span for e in reversed(cascade.einsums)}
-    scope = _Scope(names, lets, later, known, set())
-    for statement in cascade.statements:
+    scope = _Scope(names, later, known, set())
+    for written in cascade.statements:
+        yield from _kinds(written, names)
+        statement = written_out(written, lets)
         if isinstance(statement, Einsum):
             yield from _einsum(statement, scope)
         elif isinstance(statement, Initial):
@@ -71,25 +71,32 @@ def statement_problems(
             yield Problem(message, tensor.span, f"an Einsum for {name} in an `iterate` block")
 
 
+def _kinds(statement: Statement, names: Header) -> Iterator[Problem]:
+    """Expressions of the right kind, every name in them known."""
+    for part in statement.body if isinstance(statement, Iterate) else (statement,):
+        yield from problems_in(part.expression, Kind.VALUE, names)
+        if isinstance(part, Einsum) and part.predicate is not None:
+            yield from problems_in(part.predicate, Kind.PREDICATE, names)
+
+
 def _einsum(einsum: Einsum, scope: _Scope) -> Iterator[Problem]:
-    names = scope.names
-    yield from problems_in(einsum.expression, Kind.VALUE, names)
-    yield from _predicate(einsum, names)
+    yield from _predicate(einsum, scope.names)
     guarded = _guarded_variables(einsum, scope.known)
     for access in einsum.reads:
         yield from _read(access, guarded, einsum.name, scope)
     yield from _reductions(einsum)
     yield from _output(einsum, scope)
-    scope.known[einsum.name] = Known(
-        plain_ranks(einsum.output), einsum.output.span, _step_of(einsum.output, scope), scope.block, bool(guarded)
-    )
+    before = scope.known.get(einsum.name)
+    step = _step_of(einsum.output, scope)
+    if step is None and before is not None:
+        step = before.step
+    scope.known[einsum.name] = Known(plain_ranks(einsum.output), einsum.output.span, step, scope.block, bool(guarded))
     scope.written.add(einsum.name)
 
 
 def _predicate(einsum: Einsum, names: Header) -> Iterator[Problem]:
     if einsum.predicate is None:
         return
-    yield from problems_in(einsum.predicate, Kind.PREDICATE, names)
     loose = variables(einsum.predicate) - einsum.variables - names.excused
     for node in walk(einsum.predicate):
         if isinstance(node, Symbol) and node.name in loose and node.name in names.known:
@@ -206,7 +213,6 @@ def _in_step(einsum: Einsum, block: Iterate, before: Known | None, step: int | N
 
 def _initial(initial: Initial, scope: _Scope) -> Iterator[Problem]:
     names, output = scope.names, initial.output
-    yield from problems_in(initial.expression, Kind.VALUE, names)
     for access in accesses(initial.expression):
         yield from _read(access, frozenset(), output.tensor, scope)
     steps = [i for i, index in enumerate(output.indices) if isinstance(index, Number)]
@@ -333,18 +339,13 @@ def _in_range(access: Access, index: Expression, tensor: Known, place: int, scop
     if rank not in scope.names.known:
         return
     extent = size(rank) + (1 if place == tensor.step else 0)
-    out = escape(substitute(index, scope.lets), extent)
+    out = escape(index, extent)
     if out is not None:
         shown = format_expression(index, tight=True)
-        last = extent - 1
-        limit = f"{shown} < {extent}" if out.above else f"{shown} >= 0"
         at = f" at {out.place}" if out.place else ""
-        yield Problem(
-            f"the index {shown} of {access.tensor} reaches {out.coordinate} (valid: 0..{last}){at}",
-            index.span,
-            "an index inside the rank",
-            f"Add `where {limit}`.",
-        )
+        message = f"the index {shown} of {access.tensor} reaches {out.coordinate} (valid: 0..{extent - 1}){at}"
+        guard = f"{shown} < {extent}" if out.above else f"{shown} >= 0"
+        yield Problem(message, index.span, "an index inside the rank", f"Add `where {guard}`." if out.place else None)
 
 
 def _shift(index: Expression, variable: str) -> float | None:

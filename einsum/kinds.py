@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from einsight.einsum.errors import Problem, did_you_mean
-from einsight.einsum.expression import DEPTH, Access, Apply, Expression, Number, Span, Symbol, children, walk
-from einsight.einsum.ir import Cascade
+from einsight.einsum.expression import (
+    DEPTH,
+    Access,
+    Apply,
+    Expression,
+    Number,
+    Span,
+    Symbol,
+    children,
+    substitute,
+    walk,
+)
+from einsight.einsum.ir import Cascade, S, rewrite_statement
 
 COMPARISONS = frozenset(("<", "<=", ">", ">=", "==", "!="))
 LOGIC = frozenset(("&&", "||"))
@@ -160,6 +171,25 @@ def measure(node: Expression, lets: Mapping[str, tuple[int, int]]) -> tuple[int,
         return lets.get(node.name, (1, 1))
     below = [measure(child, lets) for child in children(node)]
     return 1 + max((d for d, _ in below), default=0), 1 + sum(n for _, n in below)
+
+
+def let_values(cascade: Cascade) -> dict[str, Expression]:
+    """Each `let` with the `let`s that it uses written out."""
+    values: dict[str, Expression] = {}
+    for let in cascade.lets:
+        values[let.name] = substitute(let.expression, values)
+    return values
+
+
+def written_out(statement: S, lets: Mapping[str, Expression]) -> S:
+    """The statement without `let` names. What takes the place of a name keeps the name's place in the file."""
+
+    def change(node: Expression) -> Expression:
+        if isinstance(node, Symbol) and node.name in lets:
+            return replace(lets[node.name], span=node.span)
+        return node
+
+    return rewrite_statement(statement, change) if lets else statement
 
 
 def name_span(access: Access) -> Span | None:

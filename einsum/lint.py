@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 
 from einsight.einsum.dataflow import plain_ranks
@@ -10,10 +11,13 @@ from einsight.einsum.errors import Problem
 from einsight.einsum.expression import Apply, Expression, Symbol, accesses, variables
 from einsight.einsum.format import format_expression
 from einsight.einsum.ir import Cascade, Initial
+from einsight.einsum.kinds import let_values, written_out
 
 
 def warnings(cascade: Cascade) -> tuple[Problem, ...]:
     """What a reader should know about a sound cascade; `errors.render` shows it with its lines."""
+    values = let_values(cascade)
+    cascade = replace(cascade, statements=tuple(written_out(s, values) for s in cascade.statements))
     return tuple(chain(_summands(cascade), _unread(cascade), _mixed(cascade), _foreign(cascade), _heading(cascade)))
 
 

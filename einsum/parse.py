@@ -142,23 +142,17 @@ def _finish(draft: _Draft) -> None:
         draft.problems.append(
             Problem("the file does not say what it is", Span(1, 1), "a line `cascade NAME` or `fragment NAME`")
         )
-    if draft.kind == "fragment" and not draft.extends and "extends" not in draft.spoiled:
-        roles = " or ".join(MARKS)
-        draft.problems.append(
-            Problem(
-                f"fragment {draft.name} does not say what it extends",
-                None,
-                f"a line `extends {MARKS[0]} S[m,n]` ({roles})",
-            )
-        )
+    extended = draft.extends or "extends" in draft.spoiled
+    if draft.kind == "fragment" and not extended:
+        wanted = f"a line `extends {MARKS[0]} S[m,n]` ({' or '.join(MARKS)})"
+        draft.problems.append(Problem(f"fragment {draft.name} does not say what it extends", None, wanted))
+    if draft.kind == "fragment" and not draft.extends:
+        draft.spoiled.add("out")  # without the line it would pass for a cascade, which needs an output
     if draft.kind == "cascade" and draft.extends:
-        draft.problems.append(
-            Problem(
-                "only a fragment extends something",
-                draft.extends[0].access.span,
-                hint=f"Write `fragment {draft.name}`.",
-            )
-        )
+        access = draft.extends.pop().access
+        fix = f"Write `fragment {draft.name}`."
+        draft.problems.append(Problem("only a fragment extends something", access.span, hint=fix))
+        draft.spoiled.add(access.tensor)
 
 
 def _close(draft: _Draft, complete: bool = True) -> None:

@@ -7,10 +7,10 @@ from itertools import chain, islice
 
 from einsight.einsum.dataflow import Known, output_index, plain_ranks, statement_problems, tensor_name
 from einsight.einsum.errors import Problem, did_you_mean
-from einsight.einsum.expression import OPERATORS, Expression, Symbol, substitute
+from einsight.einsum.expression import OPERATORS, Symbol
 from einsight.einsum.format import format_expression
 from einsight.einsum.ir import Cascade, Mark, Tensor
-from einsight.einsum.kinds import Header, header, let_problems, name_span
+from einsight.einsum.kinds import Header, header, let_problems, let_values, name_span
 from einsight.einsum.tokens import KEYWORDS
 
 OUTER = ("b", "g", "j")
@@ -29,10 +29,7 @@ def validate(cascade: Cascade, excused: frozenset[str] = frozenset()) -> tuple[P
     """
     names = header(cascade, excused)
     of_lets = tuple(islice(let_problems(cascade, names), PROBLEMS))
-    values: dict[str, Expression] = {}
-    if not of_lets:
-        for let in cascade.lets:
-            values[let.name] = substitute(let.expression, values)
+    values = {} if of_lets else let_values(cascade)
     known = _existing(cascade)
     found = chain(
         _ranks(cascade),
