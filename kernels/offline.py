@@ -1,7 +1,7 @@
 """The child process of `resources`: compiles kernels for a target without a GPU, one JSON request and answer a line.
 
 It must be its own process: a process that interprets cannot compile, a compiler assertion may abort it, and a compile
-that hangs has to be killed. Run as `python -m einsight.kernels.offline`; needs torch and triton, neither GPU nor driver.
+that hangs has to be killed. Run as `python -m einsight.kernels.offline`; needs torch and triton, no GPU and no driver.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import triton
@@ -33,13 +32,14 @@ class OfflineDriver:
     """Just enough of a Triton driver to specialise and compile for `capability`: nothing can be launched."""
 
     def __init__(self, capability: int) -> None:
+        self.capability = capability
         self.target = GPUTarget("cuda", capability, 32)
 
     def get_current_target(self) -> GPUTarget:
         return self.target
 
     def get_current_device(self) -> int:
-        return self.target.arch
+        return self.capability
 
     def get_current_stream(self, device: int) -> int:
         return 0

@@ -85,11 +85,11 @@ def largest_error(got: Tensor, expected: Tensor) -> float:
     got, expected = got.double(), expected.double()
     same = got == expected  # equal infinities are no error
     difference = torch.where(same, torch.zeros_like(expected), (got - expected).abs())
-    return float(torch.nan_to_num(difference, nan=math.inf).max()) if difference.numel() else 0.0
+    return float(torch.nan_to_num(difference, nan=math.inf).max().item()) if difference.numel() else 0.0
 
 
 def allowed_error(plain: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
     """What a kernel's largest error may be: twice that of the plain implementation in the same precision, plus one
     rounding of the largest value (the output itself is stored in `dtype`)."""
     largest = float(expected.double().abs().max()) if expected.numel() else 0.0
-    return 2.0 * largest_error(plain, expected) + torch.finfo(dtype).eps * largest
+    return 2.0 * largest_error(plain, expected) + float(torch.finfo(dtype).eps) * largest

@@ -12,23 +12,27 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
-from einsight.kernels.spaces import LIMITS, Config, Heads, Limits, registers_wanted, shared_bytes, tmem_columns
+from einsight.kernels.spaces import LIMITS, Config, Heads, Limits, excluded, shared_bytes, tmem_columns
 
-# A stack frame above this is not a few spilled values: ptxas gave up allocating and keeps the tile in local memory
-# (it then reports very few registers, which would look like a high occupancy).
+# A stack frame above this many bytes is not a few spilled values: the assembler keeps the tile in local memory (and
+# then reports as few as 32 registers, which would look like a high occupancy).
 STACK_GIVEN_UP = 1024
 SHARED_PER_BLOCK_RESERVED = 1024  # what the driver keeps of every block's shared memory from sm_80 on
 REGISTER_GRANULE = 256  # registers are granted to a warp in multiples of this
 
-OK, SHARED, TENSOR_MEMORY, GAVE_UP, TRAP, REGISTERS, FAILED, TIMEOUT = (
-    "ok", "shared_memory", "tensor_memory", "gave_up", "trap_stub", "registers", "compile_failed", "timeout",
+COMPILED_FIELDS = (
+    "registers", "spill_bytes", "stack_bytes", "shared_bytes", "tmem_columns", "warps", "loop", "triton",
+)  # fmt: skip
+
+OK, SHARED, TENSOR_MEMORY, GAVE_UP, TRAP, REGISTERS, EXCLUDED, FAILED, TIMEOUT = (
+    "ok", "shared_memory", "tensor_memory", "gave_up", "trap_stub", "registers", "excluded", "compile_failed",
+    "timeout",
 )  # fmt: skip
 
 
@@ -72,17 +76,17 @@ class Request:
 def closed_form(heads: Heads, config: Config, capability: int) -> Estimate:
     """Shared and tensor memory of the attention kernel from its tile sizes alone; registers stay unknown."""
     limits = LIMITS[capability]
-    known = {
+    known: dict[str, Any] = {
         "shared_bytes": shared_bytes(heads, config, capability),
-        "tmem_columns": tmem_columns(heads, config, limits),
+        "tmem_columns": tmem_columns(heads, config, capability),
         "warps": config.num_warps,
         "registers": None,
         "stack_bytes": None,
     }
     status, reason = _judge(known, limits)
-    wanted = registers_wanted(heads, config, limits)
-    if status == OK and wanted > limits.registers_per_thread:
-        status, reason = REGISTERS, f"the tile needs {wanted} registers a thread, {limits.registers_per_thread} exist"
+    why = excluded(heads, config, limits)
+    if status == OK and why:
+        status, reason = EXCLUDED, why
     return Estimate(status, reason, "closed_form", blocks_per_sm=_blocks_per_sm(known, limits), **known)
 
 
@@ -156,8 +160,7 @@ def _estimate(raw: Mapping[str, Any], capability: int) -> Estimate:
         return Estimate(TIMEOUT if raw.get("timeout") else FAILED, raw["error"], "compiled")
     limits = LIMITS[capability]
     status, reason = _judge(raw, limits)
-    fields = {name: raw[name] for name in
-              ("registers", "spill_bytes", "stack_bytes", "shared_bytes", "tmem_columns", "warps", "loop", "triton")}  # fmt: skip
+    fields = {name: raw[name] for name in COMPILED_FIELDS}
     return Estimate(status, reason, "compiled", blocks_per_sm=_blocks_per_sm(raw, limits), **fields)
 
 
@@ -178,7 +181,7 @@ def _judge(raw: Mapping[str, Any], limits: Limits) -> tuple[str, str]:
 
 def _blocks_per_sm(raw: Mapping[str, Any], limits: Limits) -> int:
     """Blocks of an SM at once by shared memory, warps, registers (granted per warp in granules) and tensor memory."""
-    counts = [limits.blocks, limits.warps // raw["warps"]]
+    counts: list[int] = [limits.blocks, limits.warps // raw["warps"]]
     counts.append(limits.shared_bytes // (raw["shared_bytes"] + SHARED_PER_BLOCK_RESERVED))
     if raw["registers"]:
         per_warp = -(-raw["registers"] * 32 // REGISTER_GRANULE) * REGISTER_GRANULE
@@ -268,10 +271,3 @@ def _forward_lines(process: subprocess.Popen[str], lines: Queue[str]) -> None:
         for line in process.stdout:
             lines.put(line)
     lines.put("")  # the process ended
-
-
-@contextmanager
-def temporary_cache() -> Iterator[Path]:
-    """A folder for Triton's cache that lives as long as the `with` block."""
-    with tempfile.TemporaryDirectory(prefix="einsight-triton-") as folder:
-        yield Path(folder)

@@ -104,7 +104,7 @@ class Space:
             yield Config(*values)
 
 
-# 2 warps only pay for 32-row tiles, 256 rows only with 8 warps; deeper pipelines than 4 no longer fit beside the tiles.
+# At most 144 candidates, so that a sweep of every valid one fits in minutes.
 ATTENTION = Space(block_m=(32, 64, 128, 256), block_n=(32, 64, 128), num_warps=(2, 4, 8), num_stages=(1, 2, 3, 4))
 
 
@@ -120,25 +120,84 @@ def default_config(e: int, f: int) -> Config:
     return Config(128, 64, 8, 2) if widest <= 128 else Config(64, 32, 4, 2)
 
 
-def shared_bytes(heads: Heads, config: Config, capability: int) -> int:
-    """Dynamic shared memory of the attention kernel in bytes, without the barriers of newer architectures.
+def matrix_instruction(config: Config, capability: int) -> str:
+    """The tensor-core instruction that Triton picks: the asynchronous ones need 64 rows and whole groups of 4 warps."""
+    if config.block_m >= 64 and config.num_warps % 4 == 0:
+        if capability // 10 == 9:
+            return "wgmma"
+        if capability // 10 in (10, 11):
+            return "tcgen05"
+    return "mma.sync"
 
-    Q stays resident where the tensor core reads operands from shared memory. Triton keeps `num_stages` copies of a K and
-    a V tile where loads are asynchronous and the tensor core reads shared memory (wgmma, tcgen05), one fewer where
-    fragments are loaded to registers first (mma.sync).
+
+def shared_bytes(heads: Heads, config: Config, capability: int) -> int:
+    """Shared memory of one block of the attention kernel, in bytes (tcgen05 adds up to 4 KiB of barriers and scratch).
+
+    The Q tile and the pipeline's K and V tiles: `num_stages` pairs where the tensor core reads shared memory (wgmma,
+    tcgen05), one pair fewer where it reads registers (mma.sync), and for one stage the larger of K and V in turn.
+    With mma.sync and fewer rows than columns of the output tile, Triton lays the warps of the second product along its
+    columns, so every warp needs all of P: that tile then passes through shared memory too.
     """
     q = config.block_m * heads.tile_e * heads.element_bytes
     k = config.block_n * heads.tile_e * heads.element_bytes
     v = config.block_n * heads.tile_f * heads.element_bytes
+    registers_feed = matrix_instruction(config, capability) == "mma.sync"
+    p = config.block_m * config.block_n * heads.element_bytes if registers_feed and config.block_m < heads.tile_f else 0
     if config.num_stages == 1:
-        return q + max(k, v)
-    buffers = config.num_stages - (0 if 90 <= capability < 120 else 1)
-    return q + buffers * (k + v)
+        return q + max(k, v + p)
+    return q + (config.num_stages - registers_feed) * (k + v) + p
 
 
-def tmem_columns(heads: Heads, config: Config, limits: Limits) -> int:
-    return 0
+def tmem_columns(heads: Heads, config: Config, capability: int) -> int:
+    """Columns of tensor memory (tcgen05 only; 128 lanes x 32 bit each): scores, output and the 16-bit weights.
+
+    A tile of 64 rows uses half the lanes: weights share the half of the output, scores lie in the other. What fits is
+    granted in powers of two; beyond the 512 that exist the sum itself is returned.
+    """
+    if matrix_instruction(config, capability) != "tcgen05":
+        return 0
+    weights = config.block_n * heads.element_bytes // 4
+    if config.block_m == 64:
+        wanted = max(config.block_n, heads.tile_f + weights)
+    else:
+        wanted = config.block_m // 128 * (config.block_n + heads.tile_f + weights)
+    return power_of_two(wanted) if wanted <= 512 else wanted
 
 
-def registers_wanted(heads: Heads, config: Config, limits: Limits) -> int:
-    return 0
+def accumulators_per_thread(heads: Heads, config: Config) -> int:
+    """fp32 registers that scores and output take in every thread, before anything else does."""
+    return config.block_m * (config.block_n + heads.tile_f) // (32 * config.num_warps)
+
+
+def excluded(heads: Heads, config: Config, limits: Limits, rows: int | None = None) -> str:
+    """Why `config` is left out of the space for these head dimensions and limits; "" when it is in.
+
+    rows   query rows M of the problem, where known: a tile twice as tall as M only adds idle rows
+    """
+    instruction = matrix_instruction(config, limits.capability)
+    if config.block_m >= 64 and config.num_warps < 4 and limits.capability // 10 in (9, 10, 11):
+        return f"{config.num_warps} warps are no whole group of 4: the tile falls back to mma.sync"
+    if instruction != "tcgen05" and config.block_m < 16 * config.num_warps:
+        return f"{config.num_warps} warps of 16 rows on {config.block_m} rows: warps would repeat each other's work"
+    accumulators = accumulators_per_thread(heads, config)
+    if accumulators > limits.registers_per_thread:
+        return (
+            f"scores and output alone take {accumulators} registers a thread, {limits.registers_per_thread} exist "
+            "(the assembler gives up instead of spilling a few)"
+        )
+    shared = shared_bytes(heads, config, limits.capability)
+    if shared > limits.shared_bytes_per_block:
+        return f"{shared} bytes of shared memory, a block may have {limits.shared_bytes_per_block}"
+    columns = tmem_columns(heads, config, limits.capability)
+    if columns > limits.tmem_columns:
+        return f"{columns} columns of tensor memory, an SM has {limits.tmem_columns} (the compiler emits a trap)"
+    if rows is not None and config.block_m > max(32, power_of_two(max(1, rows))):
+        return f"{config.block_m} rows for {rows} queries: at least half of the tile is idle"
+    return ""
+
+
+def configurations(
+    heads: Heads, limits: Limits, rows: int | None = None, space: Space = ATTENTION
+) -> tuple[Config, ...]:
+    """The valid configurations, in the order of the space."""
+    return tuple(config for config in space.candidates() if not excluded(heads, config, limits, rows))
