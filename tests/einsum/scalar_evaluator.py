@@ -18,7 +18,7 @@ from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate
 
 Point = tuple[int, ...]
 Reasons = frozenset[frozenset[Any]]
-"""Why a point is excluded: for each clause that fails, the variables (or, of a stored tensor, dimensions) it is about."""
+"""Why a point is excluded: of each clause that fails, its variables (or, of a stored tensor, their dimensions)."""
 
 
 def _total(function: Callable[..., float]) -> Callable[..., float]:

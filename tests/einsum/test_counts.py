@@ -8,6 +8,8 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scalar_evaluator import run
+
 from einsight.einsum.compose import compose
 from einsight.einsum.counts import Counts, count, matmul_flops, weighted
 from einsight.einsum.expression import Apply, Expression, Number, Symbol
@@ -17,7 +19,6 @@ from einsight.einsum.ir import Cascade
 from einsight.einsum.library import fragment, fragments, load, names
 from einsight.einsum.parse import parse
 from einsight.einsum.resolve import bind, required_sizes
-from scalar_evaluator import run
 
 B, G, J, M, N, N1, E, F = (single(s) for s in ("B", "G", "J", "M", "N", "N1", "E", "F"))
 SIZES = {"m": 6, "n": 16, "e": 5, "f": 7, "n0": 4}
@@ -142,7 +143,8 @@ ODD = """
 cascade odd
 rank M = M1 * M0, N = N1 * N0, E
 in Q[m,e] K[n,e] W[m,n]
-out Z[m1,m0] Y[m] X[e] T[m,n]
+in VW[m,n1,n0]
+out Z[m1,m0] Y[m] X[e] T[m,n] U[m,n1,n0] P[m]
 let LOW = max(m - 2, 0)
 BQ[m1,m0,e] = Q[m1*M0+m0,e] where m1*M0+m0 < M
 S[m1,m0,n] = BQ[m1,m0,e] * K[n,e] where n <= m1*M0+m0
@@ -150,13 +152,15 @@ G[m1,m0] = S[m1,m0,n] :: max(n)
 Z[m1,m0] = exp(G[m1,m0]) + sigmoid(m1*M0+m0) * -G[m1,m0]
 T[m,n] = W[m,n] * exp(Q[m,0]) * 2 where n >= LOW && n <= m
 Y[m] = T[m,n] :: max(n)
+U[m,n1,n0] = exp(VW[m,n1,n0]) where n1*N0+n0 <= m
+P[m] = Q[m,e] * K[n,e] :: max(n)
 X[e] = W[m,n] * (K[n,e] - 1) :: max(n), min(m) where m != n
 """
 
 
 def test_chunks_of_queries_lets_and_two_reductions() -> None:
     cascade = parse(ODD)
-    for sizes in ({"m": 5, "n": 4, "e": 3, "m0": 2, "n0": 2}, {"m": 4, "n": 6, "e": 1, "m0": 4, "n0": 3}):
+    for sizes in ({"m": 5, "n": 3, "e": 3, "m0": 2, "n0": 2}, {"m": 4, "n": 6, "e": 1, "m0": 4, "n0": 3}):
         full = bind(cascade, sizes)
         assert by_entry(count(cascade), full) == applied(cascade, full)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from itertools import product
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from einsight.einsum import points
 from einsight.einsum.expression import Apply, Expression, Number, Symbol, conjuncts
 from einsight.einsum.lattice import floor_sum
 from einsight.einsum.parse import parse
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 PYTHON = {
     "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "%": lambda a, b: a % b,
@@ -65,6 +67,7 @@ FORMS = {
     "slope two": "2*n <= m + S",
     "slope a half": "n <= 2*m - W && 3*n >= m - S",
     "steep window": "2*n <= 3*m && 5*n > 2*m - W",
+    "every third row": "3*n == m + S",
     "anti-diagonal": "m + n < W",
     "bounds of the row": "n <= m && m >= S",
     "only the key": "n < W && n >= S",
@@ -94,7 +97,7 @@ def test_pairs_and_projections(form: str, m: int, n: int, s: int, w: int, p: int
 def chunked(text: str, of_m: bool) -> str:
     text = text.replace("n", "(n1*N0+n0)").replace("mi(n1*N0+n0)", "min").replace("floor", "FLOOR")
     if of_m:
-        text = "".join("(m1*M0+m0)" if c == "m" and text[i : i + 2] not in ("mi", "ma") else c for i, c in enumerate(text))
+        text = re.sub(r"m(?![ia])", "(m1*M0+m0)", text)
     return text.replace("FLOOR", "floor") + " && n1*N0+n0 < N" + (" && m1*M0+m0 < M" if of_m else "")
 
 
