@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping as MappingType
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from einsight.einsum.expression import Expression
 from einsight.sim.family import Family
 from einsight.sim.gpu import Cases, KernelTime, kernel_time
 from einsight.sim.grid import Tiles, grid_of
@@ -35,11 +34,11 @@ class Estimate:
 
 
 def estimate(
-    plan: Plan, mask: Mask, predicate: Expression | None, sizes: MappingType[str, Array], warm: bool, gpu: Gpu,
+    plan: Plan, mask: Mask, sizes: MappingType[str, Array], warm: bool, gpu: Gpu,
     family: Family, mapping: Mapping | None = None,
 ) -> Estimate:  # fmt: skip
     """Times at `sizes` (upper-case names; arrays that broadcast to one shape). `mapping` fixes the tiles and splits."""
-    cases, notes = build_cases(plan, mask, predicate, sizes, warm, gpu, family, mapping)
+    cases, notes = build_cases(plan, mask, sizes, warm, gpu, family, mapping)
     times = tuple(kernel_time(work, cases, gpu, family) for work in plan.works)
     names = dict.fromkeys(name for t in times for name in t.bounds_s)
     shape = cases.block_m.shape
@@ -51,7 +50,7 @@ def estimate(
 
 
 def build_cases(
-    plan: Plan, mask: Mask, predicate: Expression | None, sizes: MappingType[str, Array], warm: bool, gpu: Gpu,
+    plan: Plan, mask: Mask, sizes: MappingType[str, Array], warm: bool, gpu: Gpu,
     family: Family, mapping: Mapping | None,
 ) -> tuple[Cases, tuple[str, ...]]:  # fmt: skip
     """Everything that varies, with the mapping by the family's rules where none is given; and notes about the choice."""
@@ -68,7 +67,7 @@ def build_cases(
         sizes=full, block_m=block_m, block_n=block_n, splits=splits, blocks_per_sm=resident,
         persistent=np.full(block_m.shape, persistent), pack=pack, warm=np.full(block_m.shape, warm), tiles=tiles,
         widths=plan.widths, dtype=plan.dtype, touched=touched_keys(mask, full[QUERY], full[KEY]) / full[KEY],
-        mask_ops=mask_operations(predicate, gpu.architecture),
+        mask_ops=mask_operations(mask, gpu.architecture),
     ), tuple(notes)  # fmt: skip
 
 
@@ -103,9 +102,19 @@ def _tiles(
 ) -> Tiles:  # fmt: skip
     skips = mapping.skips_masked if mapping else family.skips_masked
     found = grid_of(mask if skips else Mask(), sizes[QUERY], sizes[KEY], block_m, block_n, heads)
-    if skips or mask.is_dense:
-        return found
-    return Tiles(found.blocks, found.total, found.total, found.longest, found.longest, found.shortest, found.shortest)
+    if mask.gna is not None or mask.blocks is not None:
+        return found if skips else replace(found, masked=found.total, longest_masked=found.longest)
+    steps = masking_steps(mask, block_m / heads, block_n)
+    return replace(
+        found, masked=np.minimum(found.total, found.blocks * steps), longest_masked=np.minimum(found.longest, steps),
+        shortest_masked=np.minimum(found.shortest, steps),
+    )  # fmt: skip
+
+
+def masking_steps(mask: Mask, rows: Array, block_n: Array) -> Array:
+    """Tiles at the end of a block's run that take the masked code path, whatever the sizes, as kernels are written: the
+    last one for the end of the keys and, under causality, those that the diagonal of `rows` queries can cut."""
+    return 1.0 + (np.ceil(rows / block_n) if mask.causal else 0.0)
 
 
 def _split_choice(

@@ -9,11 +9,13 @@ from functools import lru_cache
 import numpy as np
 
 from einsight.einsum.counts import Counts, count
-from einsight.einsum.expression import OPERATORS, Apply, Expression, variables, walk
+from einsight.einsum.expression import OPERATORS, Apply, variables, walk
 from einsight.einsum.ir import Cascade, Tensor
 from einsight.einsum.passes import PassAnalysis, analyse
 from einsight.einsum.resolve import resolve
 from einsight.sim.hardware import Architecture
+from einsight.sim.mask import Mask
+from einsight.sim.mask_predicate import predicate
 from einsight.sim.schedule import Array
 from einsight.sim.traffic import OUTER, elements
 from einsight.sim.work import KEY, QUERY, KernelWork, kernels
@@ -96,13 +98,13 @@ def _unit(sizes: Mapping[str, Array]) -> dict[str, Array]:
     return {**sizes, **dict.fromkeys((*OUTER, QUERY, KEY, f"{QUERY}0", f"{QUERY}1", f"{KEY}0", f"{KEY}1"), one)}
 
 
-def mask_operations(predicate: Expression | None, arch: Architecture) -> float:
-    """fp32-pipe operations per score of applying the mask: the predicate's operators that depend on the key, and a select."""
-    if predicate is None:
-        return 0.0
-    applied = [n for n in walk(predicate) if isinstance(n, Apply) and KEY.lower() in variables(n)]
+def mask_operations(mask: Mask, arch: Architecture) -> float:
+    """fp32-pipe operations per score of a masked tile: the predicate's operators that depend on the key, the comparison
+    with the end of the keys, and one select. The edge of a sliding window is applied in the same step as causality."""
+    where = predicate(mask if mask.gna or mask.blocks else Mask(tuple(r for r in mask.restrictions if r.kind == "causal")))
+    applied = [n for n in walk(where) if isinstance(n, Apply) and KEY.lower() in variables(n)] if where else []
     classes = [OPERATORS[n.op].klass for n in applied]
-    return sum(arch.operators[k].get("vector", 0.0) for k in (*classes, "select") if k is not None)
+    return sum(arch.operators[k].get("vector", 0.0) for k in (*classes, "cmp", "select") if k is not None)
 
 
 def _sum(values: object) -> Array:

@@ -1,0 +1,194 @@
+"""`predict(workload, target)`: the vectorised estimate at one workload's sizes, put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingType
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from einsight.sim.estimate import Estimate, estimate, mapping_of
+from einsight.sim.family import Family, load_family
+from einsight.sim.hardware import DTYPE_BYTES, Gpu, load_hardware
+from einsight.sim.mapping import Mapping
+from einsight.sim.mask import DENSE
+from einsight.sim.mask_pairs import live_points
+from einsight.sim.plan import Plan, plan
+from einsight.sim.prediction import Bound, Prediction
+from einsight.sim.units import format_si
+from einsight.sim.work import KEY, QUERY
+from einsight.sim.workload import Workload
+
+FUSED_BASELINE, UNFUSED_BASELINE = "one_pass", "stable"
+"""Dense attention that speedups are measured against: FlashAttention-2's cascade fused, the textbook softmax unfused."""
+UNFUSED_FAMILY = "unfused"
+
+
+class IllegalMapping(ValueError):  # noqa: N818  (an answer with a reason)
+    """The workload cannot run on this target and family; the message says why."""
+
+
+def predict(workload: Workload, target: str, family: str | None = None, mapping: Mapping | None = None) -> Prediction:
+    """What the workload costs on `target` ("h100-sxm", "h100-sxm:flash2" or a profile file).
+
+    family   kernel family; default: the workload's, else the profile's for the phase
+    mapping  tiles and splits; default: by the family's rules
+    Raises SpecError for an unknown name, IllegalMapping when the family cannot run it there.
+    """
+    name, _, chosen = target.partition(":")
+    gpu = load_hardware(name)
+    fam = load_family(family or chosen or workload.family or gpu.family[workload.phase])
+    made = plan_of(workload, fam)
+    if reason := fam.why_unusable(gpu, made.dtype):
+        raise IllegalMapping(reason)
+    found = estimate_of(workload, gpu, fam, mapping)
+    return _worded(workload, gpu, fam, made, found)
+
+
+def plan_of(workload: Workload, family: Family) -> Plan:
+    """The kernels of the workload's cascade under the family's fusion, masks left to the tiles."""
+    return plan(workload.composed(masked=False), family.fuses, workload.dtypes, workload.dtype, DTYPE_BYTES)
+
+
+def estimate_of(workload: Workload, gpu: Gpu, family: Family, mapping: Mapping | None = None) -> Estimate:
+    """The estimate at the workload's own sizes: arrays of length one."""
+    sizes = {name: np.array([float(value)]) for name, value in workload.rank_sizes.items()}
+    mask = workload.canonical_mask
+    return estimate(plan_of(workload, family), mask, sizes, workload.cache == "warm", gpu, family, mapping)
+
+
+def _worded(workload: Workload, gpu: Gpu, family: Family, made: Plan, found: Estimate) -> Prediction:
+    time = float(found.time_s[0])
+    bounds = _bounds(found, gpu, family, made.dtype)
+    floor = max(b.time_s for b in bounds)
+    width = family.constant("interval")
+    flops, by_class = operations(workload, made)
+    return Prediction(
+        workload=workload.name,
+        key=workload.key,
+        target=gpu.name,
+        family=family.name,
+        cascade=workload.base.name,
+        time_s=time,
+        time_low_s=max(floor, time / (1 + width)),
+        time_high_s=time * (1 + width),
+        bound=bounds[0],
+        bounds=bounds,
+        flops_matmul=flops,
+        flops_by_class=by_class,
+        bytes_by_memory=_traffic(found),
+        passes=made.passes.passes,
+        peak_flops_per_s=gpu.tensor_flops_per_s(made.dtype),
+        speedup=speedups(workload, gpu, time),
+        mapping=mapping_of(found.cases, 0, family, family.fuses).as_json(),
+        assumptions=_assumptions(gpu, family, found),
+        energy_pj=gpu.tdp_w.value * time * 1e12,
+        energy_note=f"upper bound: TDP {gpu.tdp_w.text} x time",
+    )
+
+
+def _traffic(found: Estimate) -> dict[str, float]:
+    """Bytes per memory, the farthest first."""
+    total = {"HBM": 0.0, "L2": 0.0, "shared memory": 0.0}
+    for kernel in found.kernels:
+        moved = {"HBM": kernel.hbm_bytes, "L2": kernel.l2_bytes, "shared memory": kernel.shared_bytes}
+        for name, value in moved.items():
+            total[name] += float(np.ravel(value)[0])
+    return total
+
+
+def operations(workload: Workload, made: Plan) -> tuple[float, dict[str, float]]:
+    """(matmul FLOPs, applications per operator class), the mask's absent points left out.
+
+    The matmul FLOPs follow the flash-attention convention: 2 per multiply-accumulate at the pairs that exist.
+    """
+    sizes = workload.rank_sizes
+    sizes |= {f"{KEY}0": made_chunk(sizes[KEY]), f"{KEY}1": -(-sizes[KEY] // made_chunk(sizes[KEY]))}
+    density = live_points(workload.mask, sizes[QUERY], sizes[KEY]) / (sizes[QUERY] * sizes[KEY])
+    pairs = {e.name for e in made.cascade.einsums if _walks_pairs(made, e.variables)}
+    matmul, by_class = 0.0, dict[str, float]()
+    for entry in made.counts:
+        number = float(entry.formula.evaluate(sizes)) * (density if entry.einsum in pairs else 1.0)
+        by_class[entry.klass] = by_class.get(entry.klass, 0.0) + number
+        if entry.matmul:
+            matmul += 2.0 * number
+    return matmul, by_class
+
+
+def made_chunk(keys: int) -> int:
+    """The chunk of the key rank that operation totals assume where a cascade partitions it: 128, as kernels do."""
+    return min(128, keys)
+
+
+def _walks_pairs(made: Plan, variables: frozenset[str]) -> bool:
+    return bool(variables & made.cascade.family(QUERY)) and bool(variables & made.cascade.family(KEY))
+
+
+def speedups(workload: Workload, gpu: Gpu, time: float) -> dict[str, float]:
+    """Times of dense attention of the same sizes over `time`: every pair, no bias; fused and unfused."""
+    out = {}
+    dense = replace(workload, cascade=FUSED_BASELINE, mask=DENSE, bias=(), family=None)
+    for name, cascade, family in (
+        ("over_dense_unfused", UNFUSED_BASELINE, UNFUSED_FAMILY),
+        ("over_dense_fused", FUSED_BASELINE, gpu.family[workload.phase]),
+    ):
+        out[name] = _baseline(replace(dense, cascade=cascade), gpu.name, family) / time
+    return out
+
+
+@lru_cache(maxsize=4096)
+def _baseline(workload: Workload, target: str, family: str) -> float:
+    fam, gpu = load_family(family), load_hardware(target)
+    return float(estimate_of(workload, gpu, fam).time_s[0])
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+
+def _bounds(found: Estimate, gpu: Gpu, family: Family, dtype: str) -> tuple[Bound, ...]:
+    """Every resource with the time it alone needs, the largest first."""
+    reasons = _reasons(found, gpu, family, dtype)
+    bounds = [Bound(name, float(value[0]), reasons(name, float(value[0]))) for name, value in found.bounds_s.items()]
+    return tuple(sorted(bounds, key=lambda b: -b.time_s))
+
+
+def _reasons(found: Estimate, gpu: Gpu, family: Family, dtype: str):  # type: ignore[no-untyped-def]
+    arch, sms, hz = gpu.architecture, gpu.sms.value, gpu.boost_hz.value
+    per_sm: MappingType[str, tuple[float, str, str]] = {
+        "tensor cores": (gpu.tensor_flops_per_cycle[dtype].value, "FLOP", gpu.tensor_flops_per_cycle[dtype].kind),
+        "special functions": (arch.special_ops_per_cycle.value, "op", arch.special_ops_per_cycle.kind),
+        "fp32 pipe": (arch.vector_ops_per_cycle.value, "op", arch.vector_ops_per_cycle.kind),
+        "shared memory": (arch.shared_bytes_per_cycle.value, "B", arch.shared_bytes_per_cycle.kind),
+        "L2": (arch.l2_bytes_per_cycle.value, "B", arch.l2_bytes_per_cycle.kind),
+    }
+
+    def because(name: str, seconds: float) -> str:
+        if name in per_sm:
+            rate, unit, kind = per_sm[name]
+            total = rate * sms * hz
+            return (
+                f"{name}: {format_si(seconds * total, unit)} of the tiles run at {format_si(total, unit + '/s')} "
+                f"({gpu.sms.text} SMs x {rate:g} {unit}/cycle ({kind}) x {gpu.boost_hz.text} ({gpu.boost_hz.kind}))"
+            )
+        if name == "HBM":
+            rate = gpu.hbm_bytes_per_s.value
+            return f"HBM: {format_si(seconds * rate, 'B')} at {gpu.hbm_bytes_per_s.text} ({gpu.hbm_bytes_per_s.kind})"
+        if name == "longest block":
+            return f"longest block: {seconds * hz:.0f} cycles of dependent tiles at {gpu.boost_hz.text}; more splits shorten it"
+        launch = family.constants["launch_s"]
+        return f"launch: {launch.text} per call ({launch.kind}: {launch.source})"
+
+    return because
+
+
+def _assumptions(gpu: Gpu, family: Family, found: Estimate) -> tuple[str, ...]:
+    unfitted = [n for n, c in family.constants.items() if c.kind == "assumed"]
+    notes = [f"clock: boost, {gpu.boost_hz.text}, throughout"]
+    if unfitted:
+        notes.append(f"family {family.name}: constants not fitted on measurements: {', '.join(unfitted)}")
+    if not found.cases.tiles.exact:
+        notes.append("tiles counted on evenly spaced query blocks")
+    return (*notes, *found.notes)
+
+

@@ -1,0 +1,147 @@
+"""Sweeps: one workload over a range of one size, on several targets, and the inverse questions it answers.
+
+The same vectorised core as `predict`; "longest context under 10 ms" and "which GPU from which length on" are read off
+the swept curve, exact to one step of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from einsight.sim.estimate import estimate
+from einsight.sim.family import load_family
+from einsight.sim.hardware import load_hardware
+from einsight.sim.predict import IllegalMapping, plan_of
+from einsight.sim.schedule import Array
+from einsight.sim.workload import Workload
+
+_SCALES = {"k": 1024, "m": 1024 * 1024}
+TIED = ("m", "n")
+"""In a prefill, queries and keys are the same tokens: sweeping one moves the other."""
+
+
+class SweepError(ValueError):
+    """A sweep text that cannot be read; says what is wrong and shows a right one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The values of one size, ascending."""
+
+    size: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Times of one target along an axis, seconds; `bound` names the limiting resource of each point."""
+
+    target: str
+    family: str
+    axis: Axis
+    time_s: tuple[float, ...]
+    bound: tuple[str, ...]
+
+    def longest_within(self, seconds: float) -> int | None:
+        """The largest value of the size whose time, like all before it, is at most `seconds`; None if not even the first."""
+        fits = [v for v, t in zip(self.axis.values, self.time_s, strict=True) if t <= seconds]
+        return max(fits, default=None)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target, "family": self.family, "size": self.axis.size, "values": list(self.axis.values),
+            "time_s": list(self.time_s), "bound": list(self.bound),
+        }  # fmt: skip
+
+
+def parse_axis(text: str) -> Axis:
+    """`n=1k:128k`, `n=1k:128k:32`, `n=1k:128k:32:linear`, `n=1024,2048`; k is 1024. Raises SweepError."""
+    name, equals, spec = text.partition("=")
+    if not equals or not name.strip().isalnum():
+        raise SweepError(f"--sweep: found {text!r}; expected SIZE=FROM:TO[:POINTS][:log|linear], such as n=1k:128k")
+    if "," in spec:
+        return Axis(name.strip().lower(), tuple(sorted({_number(v, text) for v in spec.split(",")})))
+    parts = spec.split(":")
+    if not 2 <= len(parts) <= 4:
+        raise SweepError(f"--sweep: found {text!r}; expected FROM:TO[:POINTS][:log|linear], such as n=1k:128k:32:log")
+    low, high = _number(parts[0], text), _number(parts[1], text)
+    scale = parts[3] if len(parts) == 4 else "log"
+    if scale not in ("log", "linear"):
+        raise SweepError(f"--sweep: found scale {scale!r} in {text!r}; expected log or linear")
+    if low > high:
+        raise SweepError(f"--sweep: {text!r} runs from {low} down to {high}; expected FROM <= TO")
+    points = _number(parts[2], text) if len(parts) > 2 else _octaves(low, high)
+    space = np.geomspace if scale == "log" else np.linspace
+    return Axis(name.strip().lower(), tuple(sorted({round(float(v)) for v in space(low, high, max(points, 1))})))
+
+
+def _octaves(low: int, high: int) -> int:
+    """Four points an octave, ends included."""
+    return int(np.ceil(4 * np.log2(high / low))) + 1
+
+
+def _number(text: str, whole: str) -> int:
+    value = text.strip().lower()
+    scale = _SCALES.get(value[-1:], 1)
+    digits = value[:-1] if scale > 1 else value
+    if not digits.isdigit() or int(digits) < 1:
+        raise SweepError(f"--sweep: found {text!r} in {whole!r}; expected a positive whole number, such as 4096 or 4k")
+    return int(digits) * scale
+
+
+def sweep(workload: Workload, axis: Axis, targets: Sequence[str]) -> tuple[Curve, ...]:
+    """The workload's time on each target at each value of the axis. Raises as `predict` does."""
+    return tuple(_curve(workload, axis, target) for target in targets)
+
+
+def _curve(workload: Workload, axis: Axis, target: str) -> Curve:
+    name, _, chosen = target.partition(":")
+    gpu = load_hardware(name)
+    family = load_family(chosen or workload.family or gpu.family[workload.phase])
+    made = plan_of(workload, family)
+    if reason := family.why_unusable(gpu, made.dtype):
+        raise IllegalMapping(reason)
+    found = estimate(
+        made, workload.mask, swept_sizes(workload, axis), workload.cache == "warm", gpu, family
+    )
+    names = list(found.bounds_s)
+    widest = np.argmax(np.stack([found.bounds_s[n] for n in names]), axis=0)
+    return Curve(name, family.name, axis, tuple(map(float, found.time_s)), tuple(names[i] for i in widest))
+
+
+def swept_sizes(workload: Workload, axis: Axis) -> dict[str, Array]:
+    """Upper-case sizes with the swept one as an array; in a prefill over its own keys m and n move together."""
+    known = workload.rank_sizes
+    if axis.size not in workload.sizes:
+        raise SweepError(f"--sweep: the workload has no size {axis.size!r}; it has {', '.join(workload.sizes)}")
+    values = np.array(axis.values, dtype=np.float64)
+    sizes = {name: np.full(values.shape, float(v)) for name, v in known.items()}
+    if axis.size == "h":
+        _check(axis, known["G"])
+        sizes["J"] = values / known["G"]
+        return sizes
+    sizes[axis.size.upper()] = values
+    if axis.size in TIED and known["M"] == known["N"]:
+        sizes |= {size.upper(): values for size in TIED}
+    return sizes
+
+
+def _check(axis: Axis, groups: int) -> None:
+    for value in axis.values:
+        if value % groups:
+            raise SweepError(f"--sweep: h = {value} is not a multiple of g = {groups}; list values such as h={groups},{2 * groups}")
+
+
+def crossovers(curves: Sequence[Curve]) -> tuple[tuple[int, str], ...]:
+    """(value, target): from this value of the size on, this target is the fastest of the curves."""
+    times = np.array([c.time_s for c in curves])
+    best = times.argmin(axis=0)
+    out: list[tuple[int, str]] = []
+    for value, index in zip(curves[0].axis.values, best, strict=True):
+        if not out or out[-1][1] != curves[index].target:
+            out.append((value, curves[index].target))
+    return tuple(out)
