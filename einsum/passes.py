@@ -57,7 +57,7 @@ class PassAnalysis:
     passes   per tensor that carries the rank (inputs; for the outer chunk of a partitioned rank, its summaries)
     stage    per Einsum, the first loop over the rank it can run in; 0 when it does not walk the whole rank
     after    per Einsum, how many loops over the rank must be complete before it can start
-    touches  per tensor of `passes`, the Einsums that touch it
+    touches  per tensor of `passes`, the Einsums that touch it and the pass over it that each belongs to
     chains   per tensor of `passes`, one step a pass
     live     what outlives a pass
     assumed  index relations that were taken as barriers without proof: `passes` may be too high there
@@ -68,7 +68,7 @@ class PassAnalysis:
     passes: Mapping[str, int]
     stage: Mapping[str, int]
     after: Mapping[str, int]
-    touches: Mapping[str, tuple[str, ...]]
+    touches: Mapping[str, Mapping[str, int]]
     chains: Mapping[str, tuple[Step, ...]]
     live: tuple[Live, ...]
     assumed: tuple[str, ...]
@@ -147,7 +147,7 @@ def _analyse(cascade: Cascade, rank: str) -> PassAnalysis:
         passes={root: max(found.number.values()) for root, found in chained.items()},
         stage=stage,
         after=after,
-        touches={root: tuple(found.number) for root, found in chained.items()},
+        touches={root: found.number for root, found in chained.items()},
         chains={root: _reasons(every, walk, root, found) for root, found in chained.items()},
         live=_live(walk, every, graph, stage, after),
         assumed=_assumptions(cascade, walk, graph),

@@ -167,6 +167,8 @@ def _elsewhere(writer: Node, reader: Node, index: _Index, walk: Family, iterativ
         # The value after the last step needs every step; any other fixed coordinate needs only itself (and what
         # the loop computed up to there).
         last = writer.loop is not None and iterative and writer.loop.bound == read
+        if last and writer.loop is reader.loop:
+            raise ValueError(f"{text(reader.einsum.output)} reads the last {writer.einsum.name} inside its own loop")
         return (Relation.BARRIER if last else Relation.PARTIAL), ""
     folded = isinstance(read, Symbol) and read.name in reader.einsum.reduced
     if folded and not walk.outer & reader.variables:
