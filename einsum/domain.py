@@ -59,7 +59,7 @@ class Domain:
 
     def _plain_guard(self, rank: Rank, clause: Expression) -> Expression:
         guard = self._guard(rank)
-        return guard if _margin(clause) == _margin(guard) else clause
+        return guard if margin(clause) == margin(guard) else clause
 
     def _join_chunks(
         self, rank: Rank, ranges: Ranges, exists: frozenset[str], clauses: tuple[Expression, ...]
@@ -98,7 +98,7 @@ def _box(ranges: Ranges, exists: frozenset[str]) -> Formula:
     return total
 
 
-def _margin(clause: Expression) -> Formula | None:
+def margin(clause: Expression) -> Formula | None:
     """The polynomial p, variables included, of an order clause that says p >= 0 over the integers."""
     if not isinstance(clause, Apply) or clause.op not in ("<", "<=", ">", ">="):
         return None
@@ -111,9 +111,9 @@ def _margin(clause: Expression) -> Formula | None:
 
 def _always(clause: Expression, ranges: Mapping[str, Expression]) -> bool:
     """`n < N` for an n that walks 0 .. N-1, and `n >= 0`."""
-    margin = _margin(clause)
+    found = margin(clause)
     for variable in variables(clause):
         size = polynomial(ranges[variable])
-        if margin == single(variable) or (size is not None and margin == size - 1 - single(variable)):
+        if found == single(variable) or (size is not None and found == size - 1 - single(variable)):
             return True
     return False

@@ -201,17 +201,18 @@ class _Points:
 
 
 def _compute(einsum: Einsum, state: _State, fixed: Mapping[str, int]) -> None:
-    axes = _axes(einsum, fixed)
+    reduced, written = einsum.reduced, einsum.output_variables
+    axes = _axes(einsum, reduced, fixed)
     extents = [state.sizes[v.upper()] for v in axes]
     grids = np.ix_(*(np.arange(n) for n in extents)) if axes else ()
     coordinates = {**fixed, **dict(zip(axes, grids, strict=True))}
     everywhere = _Points(state, einsum.name, coordinates, None)
     clauses = conjuncts(einsum.predicate)
-    inner = tuple(c for c in clauses if not variables(c) <= einsum.output_variables | fixed.keys())
+    inner = tuple(c for c in clauses if not variables(c) <= written | fixed.keys())
     outer = tuple(c for c in clauses if c not in inner)
     present = _condition(clauses, everywhere)
     points = _Points(state, einsum.name, coordinates, present)
-    kept = len(axes) - len([v for v in axes if v in einsum.reduced])
+    kept = len([v for v in axes if v not in reduced])
     result = _contracted(einsum, axes, extents, kept, inner, points)
     if result is None:
         result = _reduced(einsum, axes, extents, kept, points)
@@ -222,10 +223,10 @@ def _compute(einsum: Einsum, state: _State, fixed: Mapping[str, int]) -> None:
     _store(einsum.output, result, exists, axes[:kept], points)
 
 
-def _axes(einsum: Einsum, fixed: Mapping[str, int]) -> list[str]:
+def _axes(einsum: Einsum, reduced: frozenset[str], fixed: Mapping[str, int]) -> list[str]:
     """Output variables in the order of the left-hand side, then the reduced ones."""
     named = [v for i in einsum.output.indices for v in sorted(variables(i))]
-    return [v for v in dict.fromkeys([*named, *sorted(einsum.reduced)]) if v not in fixed]
+    return [v for v in dict.fromkeys([*named, *sorted(reduced)]) if v not in fixed]
 
 
 def _condition(clauses: tuple[Expression, ...], points: _Points) -> Array | None:
@@ -244,7 +245,7 @@ def _contracted(
     factors = _factors(einsum.expression)
     if len(factors) < 2 or kept == len(axes) or any(einsum.reducer(v) != "+" for v in axes[kept:]):
         return None
-    walked = [[v for v in axes if v in variables(f)] for f in factors]
+    walked = [[v for v in axes if v in used] for used in map(variables, factors)]
     if not set(axes) <= {v for vs in walked for v in vs}:
         return None
     condition = _condition(inner, points)

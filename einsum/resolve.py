@@ -11,12 +11,12 @@ to reduce, and then holds the identity of the reduction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
-from operator import index as as_integer
 from typing import SupportsIndex
 
+from einsight.einsum.domain import margin
 from einsight.einsum.expression import (
     Access,
     Apply,
@@ -29,13 +29,11 @@ from einsight.einsum.expression import (
     rewrite,
     substitute,
     variables,
-    walk,
 )
-from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Mark, Rank, Statement, rewrite_statement
+from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Mark, Statement, rewrite_statement
+from einsight.einsum.sizes import SizeError, complete, partitions, required_sizes
 
-
-class SizeError(ValueError):
-    """The sizes given do not fit the cascade."""
+__all__ = ["SizeError", "bind", "required_sizes", "resolve", "unguarded"]
 
 
 @lru_cache(maxsize=512)
@@ -231,26 +229,6 @@ def _minus(index: Expression, shift: float) -> Expression:
 # -- sizes --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Needs:
-    """What a cascade wants to know: ranks given directly, (rank, outer, inner) partitions, further size symbols."""
-
-    ranks: tuple[str, ...]
-    partitions: tuple[tuple[str, str, str], ...]
-    parameters: tuple[str, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What a user gives: for a partition the whole and its inner size."""
-        partitioned = tuple(n for whole, _, inner in self.partitions for n in (whole, inner))
-        return tuple(dict.fromkeys((*self.ranks, *partitioned, *self.parameters)))
-
-
-def required_sizes(cascade: Cascade) -> tuple[str, ...]:
-    """Names of the sizes that `bind` wants, upper case; outer chunk counts (N1) follow and need not be given."""
-    return _needs(cascade).names
-
-
 def bind(cascade: Cascade, sizes: Mapping[str, SupportsIndex]) -> dict[str, int]:
     """Every size of the cascade, by upper-case name.
 
@@ -258,149 +236,30 @@ def bind(cascade: Cascade, sizes: Mapping[str, SupportsIndex]) -> dict[str, int]
     Raises SizeError for a size that is missing, unknown, contradictory or below 1, and for an N that N0 does not divide
     unless the cascade guards the last chunk with `where n1*N0+n0 < N`.
     """
-    needs = _needs(cascade)
-    bound = _upper_case(cascade, sizes)
-    wanted = ", ".join(needs.names)
-    known = {*needs.names, *(outer for _, outer, _ in needs.partitions)}
-    if unknown := [n for n in bound if n not in known]:
-        raise SizeError(f"cascade {cascade.name} has no size {', '.join(unknown)} (it needs {wanted})")
-    for name in bound:
-        if name not in needs.parameters and bound[name] < 1:
-            raise SizeError(f"cascade {cascade.name}: size {name} is {bound[name]}; expected at least 1")
-    for whole, outer, inner in needs.partitions:
-        _complete(bound, whole, outer, inner)
-    if missing := [n for n in needs.names if n not in bound]:
-        noun = "size" if len(missing) == 1 else "sizes"
-        raise SizeError(f"cascade {cascade.name}: missing {noun} {', '.join(missing)} (it needs {wanted})")
-    for whole, outer, inner in needs.partitions:
-        _check_partition(cascade, bound, whole, outer, inner)
+    bound = complete(cascade, sizes)
+    for whole, outer, inner in partitions(cascade):
+        if bound[whole] % bound[inner] and (names := unguarded(cascade, whole)):
+            raise SizeError(
+                f"cascade {cascade.name}: {whole}={bound[whole]} is not a multiple of {inner}={bound[inner]} and "
+                f"{', '.join(names)} would read past the end; choose {inner} that divides {whole}, or add "
+                f"`where {outer.lower()}*{inner}+{inner.lower()} < {whole}`"
+            )
     return bound
 
 
+@lru_cache(maxsize=512)
 def unguarded(cascade: Cascade, rank: str) -> tuple[str, ...]:
     """Einsums that read a partitioned rank through its chunks without the predicate that keeps them below its size."""
-    return _unguarded(cascade, rank)
-
-
-@lru_cache(maxsize=512)
-def _needs(cascade: Cascade) -> _Needs:
-    partitions = tuple((r.name, r.parts[0], r.parts[1]) for r in cascade.ranks if len(r.parts) == 2)
-    of_partitions = {n for p in partitions for n in p}
-    ranks = tuple(r.name for r in cascade.ranks if r.name not in of_partitions)
-    lets = {let.name for let in cascade.lets}
-    symbols = (n for node in _expressions(cascade) for n in walk(node) if isinstance(n, Symbol))
-    used = dict.fromkeys(s.name for s in symbols if not s.is_variable)
-    parameters = tuple(n for n in used if n not in {*ranks, *of_partitions, *lets})
-    return _Needs(ranks, partitions, parameters)
-
-
-def _expressions(cascade: Cascade) -> Iterator[Expression]:
-    yield from (let.expression for let in cascade.lets)
-    for statement in cascade.statements:
-        if isinstance(statement, Iterate):
-            yield statement.bound
-        einsums: Iterable[Einsum | Initial] = statement.body if isinstance(statement, Iterate) else (statement,)
-        for einsum in einsums:
-            yield from (einsum.output, einsum.expression)
-            if isinstance(einsum, Einsum) and einsum.predicate is not None:
-                yield einsum.predicate
-
-
-def _upper_case(cascade: Cascade, sizes: Mapping[str, SupportsIndex]) -> dict[str, int]:
-    bound: dict[str, int] = {}
-    for name, value in sizes.items():
-        try:
-            size = as_integer(value)
-        except TypeError:
-            raise SizeError(f"cascade {cascade.name}: size {name} is {value!r}; expected a whole number") from None
-        if bound.setdefault(name.upper(), size) != size:
-            raise SizeError(f"cascade {cascade.name}: size {name.upper()} is given as {bound[name.upper()]} and {size}")
-    return bound
-
-
-def _complete(bound: dict[str, int], whole: str, outer: str, inner: str) -> None:
-    """The third of N, N1, N0 from the other two."""
-    given = {n: bound[n] for n in (whole, outer, inner) if n in bound}
-    if len(given) != 2:
-        return
-    if outer not in given:
-        bound[outer] = -(-given[whole] // given[inner])
-    elif inner not in given:
-        bound[inner] = -(-given[whole] // given[outer])
-    else:
-        bound[whole] = given[outer] * given[inner]
-
-
-def _check_partition(cascade: Cascade, bound: Mapping[str, int], whole: str, outer: str, inner: str) -> None:
-    n, n1, n0 = bound[whole], bound[outer], bound[inner]
-    if n1 != -(-n // n0):
-        raise SizeError(
-            f"cascade {cascade.name}: {outer}={n1} does not match {whole}={n} in chunks of {inner}={n0}; "
-            f"expected {outer} = ceil({whole}/{inner}) = {-(-n // n0)}"
-        )
-    if n % n0 and (names := unguarded(cascade, whole)):
-        position = f"{outer.lower()}*{inner}+{inner.lower()}"
-        raise SizeError(
-            f"cascade {cascade.name}: {whole}={n} is not a multiple of {inner}={n0} and {', '.join(names)} would read "
-            f"past the end; choose {inner} that divides {whole}, or add `where {position} < {whole}`"
-        )
-
-
-@lru_cache(maxsize=512)
-def _unguarded(cascade: Cascade, rank: str) -> tuple[str, ...]:
     resolved = resolve(cascade)
-    found = resolved.rank(rank) or Rank(rank)
-    if not found.parts:
+    found = resolved.rank(rank)
+    parts = frozenset(p.lower() for p in found.parts) if found else frozenset[str]()
+    position = resolved.position(rank, parts) if parts else None
+    if position is None:
         return ()
-    parts = frozenset(p.lower() for p in found.parts)
-    position = resolved.position(rank, parts)
-    assert position is not None
-    limit = _polynomial(Apply("-", (position, Symbol(rank))))
+    guard = margin(Apply("<", (position, Symbol(rank))))
     return tuple(
         e.name
         for e in resolved.einsums
         if any(parts <= variables(i) for a in e.reads for i in a.indices)
-        and not any(_bound_below(c) == limit for c in conjuncts(e.predicate))
+        and not any(margin(c) == guard for c in conjuncts(e.predicate))
     )
-
-
-_Polynomial = dict[tuple[str, ...], float]
-
-
-def _bound_below(clause: Expression) -> _Polynomial | None:
-    """The polynomial p of a clause that says p < 0 for integers; None for other clauses."""
-    match clause:
-        case Apply(op="<", args=(left, right)) | Apply(op=">", args=(right, left)):
-            return _polynomial(Apply("-", (left, right)))
-        case Apply(op="<=", args=(left, right)) | Apply(op=">=", args=(right, left)):
-            return _polynomial(Apply("-", (left, Apply("+", (right, Number(1))))))
-    return None
-
-
-def _polynomial(node: Expression) -> _Polynomial | None:
-    """Sums and products of symbols and numbers as {sorted symbol names: coefficient}; None for anything else."""
-    match node:
-        case Number(value=value):
-            return {(): value} if value else {}
-        case Symbol(name=name):
-            return {(name,): 1.0}
-        case Apply(op="neg", args=(inner,)):
-            return _polynomial(Apply("*", (Number(-1), inner)))
-        case Apply(op="-", args=(left, right)):
-            return _polynomial(Apply("+", (left, Apply("neg", (right,)))))
-        case Apply(op="+" | "*" as op, args=(left, right)):
-            p, q = _polynomial(left), _polynomial(right)
-            return None if p is None or q is None else _combined(op, p, q)
-    return None
-
-
-def _combined(op: str, p: _Polynomial, q: _Polynomial) -> _Polynomial:
-    terms = (
-        [*p.items(), *q.items()]
-        if op == "+"
-        else [(tuple(sorted(a + b)), x * y) for a, x in p.items() for b, y in q.items()]
-    )
-    total: _Polynomial = {}
-    for names, value in terms:
-        total[names] = total.get(names, 0.0) + value
-    return {names: value for names, value in total.items() if value}
