@@ -97,23 +97,19 @@ class Cursor:
         return Access(name.text, indices, join(name.span, self.tokens[self.at - 1].span))
 
     def expression(self) -> Expression:
-        """A whole expression, not deeper than `DEPTH`."""
+        """A whole expression, not higher than `DEPTH`."""
         start = self.peek.span
         node = self._binary(1)
         if _height(node) > DEPTH:
-            raise FaultError(
-                f"the expression has more than {DEPTH} levels", start, hint="Split it into several Einsums or `let`s."
-            )
+            raise _too_deep(start)
         return node
 
     def _binary(self, level: int) -> Expression:
+        """Operators of at least this level, left to right."""
+        start, links = self.peek.span, 0
         self.depth += 1
         if self.depth > DEPTH:
-            raise FaultError(
-                f"the expression is nested more than {DEPTH} levels deep",
-                self.peek.span,
-                hint="Split it into several Einsums or `let`s.",
-            )
+            raise _too_deep(start)
         left = self._unary()
         while self.peek.kind == "sign" and LEVEL.get(self.peek.text, 0) >= level:
             operator = self.take()
@@ -122,6 +118,9 @@ class Cursor:
             left = Apply(operator.text, (left, right), join(left.span, right.span))
             if own == _COMPARISON and LEVEL.get(self.peek.text) == _COMPARISON:
                 raise FaultError("comparisons do not chain", self.peek.span, hint="Write `a <= b && b < c`.")
+            links += 1
+            if links > DEPTH:
+                raise _too_deep(start)
         self.depth -= 1
         return left
 
@@ -178,7 +177,9 @@ class Cursor:
         arguments = self._arguments(")", name.text, opened)
         if len(arguments) != operator.arity:
             hint = f"Nest it: {name.text}(a, {name.text}(b, c))." if name.text in ("max", "min") else None
-            raise FaultError(f"{name.text} has {len(arguments)} arguments", name.span, f"{operator.arity}", hint)
+            raise FaultError(
+                f"{name.text} has {len(arguments)} arguments", name.span, f"{operator.arity} arguments", hint
+            )
         return Apply(name.text, arguments, join(name.span, self.tokens[self.at - 1].span))
 
     def _arguments(self, closing: str, name: str, opened: Token) -> tuple[Expression, ...]:
@@ -195,6 +196,11 @@ def join(first: Span | None, last: Span | None) -> Span | None:
     if first is None or last is None:
         return first
     return Span(first.line, first.column, last.column + last.length - first.column)
+
+
+def _too_deep(place: Span) -> FaultError:
+    message = f"the expression has more than {DEPTH} levels"
+    return FaultError(message, place, hint="Split it into several Einsums or `let`s; each term of a sum is a level.")
 
 
 def _height(node: Expression) -> int:

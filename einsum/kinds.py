@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import zip_longest
 
 from einsight.einsum.errors import Problem, did_you_mean
 from einsight.einsum.expression import (
@@ -46,6 +47,7 @@ class Header:
     lets: tuple[str, ...]
     predicates: frozenset[str]
     known: frozenset[str]
+    tensors: Mapping[str, tuple[str, ...]]
     excused: frozenset[str]
 
     def is_predicate(self, node: Expression) -> bool:
@@ -62,7 +64,9 @@ def header(cascade: Cascade, excused: frozenset[str]) -> Header:
         if _is_predicate(let.expression, predicates):
             predicates.add(let.name)
     lets = tuple(let.name for let in cascade.lets)
-    return Header(sizes, variables, lets, frozenset(predicates), frozenset((*sizes, *variables, *lets)), excused)
+    known = frozenset((*sizes, *variables, *lets))
+    tensors = {tensor.name: tensor.ranks for tensor in cascade.inputs}
+    return Header(sizes, variables, lets, frozenset(predicates), known, tensors, excused)
 
 
 def _is_predicate(node: Expression, lets: Set[str]) -> bool:
@@ -97,8 +101,12 @@ def _inside(node: Expression, kind: Kind, names: Header) -> Iterator[Problem]:
                 if kind is not Kind.DEFINITION
                 else "Write an Einsum.",
             )
-        for index in node.indices:
-            yield from problems_in(index, Kind.INDEX, names)
+        ranks = names.tensors.get(node.tensor, ())
+        for index, rank in zip_longest(node.indices, ranks[: len(node.indices)]):
+            if isinstance(index, Symbol):
+                yield from _symbol(index, names, rank)
+            else:
+                yield from problems_in(index, Kind.INDEX, names)
     else:
         yield from _operator(node, kind, names)
 
@@ -116,17 +124,27 @@ def _operator(node: Apply, kind: Kind, names: Header) -> Iterator[Problem]:
             yield from _inside(argument, kind, names)
 
 
-def _symbol(node: Symbol, names: Header) -> Iterator[Problem]:
-    if node.name in names.known or node.name in names.excused:
+def _symbol(node: Symbol, names: Header, rank: str | None = None) -> Iterator[Problem]:
+    """An unknown name. `rank` is the rank that it indexes, where that is known."""
+    name = node.name
+    if name in names.known or name in names.excused:
         return
     if node.is_variable:
-        near = did_you_mean(node.name, names.variables)
-        hint = f"Declare `rank {node.name.upper()}`" + (f", or: {near}" if near else ".")
-        yield Problem(f"unknown rank variable {node.name}", node.span, ", ".join(names.variables), hint)
+        near = did_you_mean(name, names.variables)
+        use = f", or use {rank.lower()}." if rank else f", or: {near}" if near else "."
+        yield Problem(
+            f"unknown rank variable {name}",
+            node.span,
+            ", ".join(names.variables),
+            f"Declare `rank {name.upper()}`{use}",
+        )
+    elif name in names.tensors:
+        fix = f"`{name}[{','.join(r.lower() for r in names.tensors[name])}]`"
+        yield Problem(f"the tensor {name} stands without its indices", node.span, fix)
     else:
-        near = did_you_mean(node.name, (*names.sizes, *names.lets))
-        hint = near or f"A tensor is written {node.name}[...]; a size is declared with `rank {node.name}`."
-        yield Problem(f"unknown size {node.name}", node.span, ", ".join((*names.sizes, *names.lets)), hint)
+        near = did_you_mean(name, (*names.sizes, *names.lets))
+        hint = near or f"A tensor is written {name}[...]; a size is declared with `rank {name}`."
+        yield Problem(f"unknown size {name}", node.span, ", ".join((*names.sizes, *names.lets)), hint)
 
 
 def _wrong_kind(node: Expression, wanted: Kind) -> Problem:

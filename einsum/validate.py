@@ -126,7 +126,9 @@ def _outputs(cascade: Cascade, excused: frozenset[str]) -> Iterator[Problem]:
 
 def _existing(cascade: Cascade) -> dict[str, Known]:
     """Tensors that exist before the first statement: inputs, and what a fragment reads of its host."""
-    known = {t.name: Known(t.ranks, t.span) for t in reversed(cascade.inputs)}
+    known: dict[str, Known] = {}
+    for tensor in cascade.inputs:
+        known.setdefault(tensor.name, Known(tensor.ranks, tensor.span))
     for mark in _host_marks(cascade):
         known[mark.access.tensor] = Known(plain_ranks(mark.access), mark.access.span)
     return known
@@ -154,7 +156,7 @@ def _marks(cascade: Cascade, known: Mapping[str, Known], names: Header) -> Itera
     for mark in cascade.marks:
         name, indices = mark.access.tensor, mark.access.indices
         if mark.role in roles:
-            yield Problem(f"two tensors are marked as {mark.role}", mark.access.span, "one")
+            yield Problem(f"two tensors are marked as {mark.role}", mark.access.span, "one such line")
         roles.add(mark.role)
         if name in names.excused:
             continue

@@ -55,9 +55,9 @@ FRAGMENT = "fragment bump\nrank M, N\nin T[m,n]\n{}extends score S[m,n]\nSB[m,n]
 BAD = [
     # names
     Bad("unknown tensor", body("Z[m] = Q[m,e] * «KK»[n,e]"), "Einsum Z reads KK, which is not an input", hint="Did you mean K?"),
-    Bad("unknown variable", body("Z[m] = Q[m,e] * K[«k»,e]"), "unknown rank variable k", hint="Declare `rank K`"),
+    Bad("unknown variable", body("Z[m] = Q[m,e] * K[«k»,e]"), "unknown rank variable k", hint="Declare `rank K`, or use n."),
     Bad("unknown size", body("Z[m] = Q[m,e] * «NN»"), "unknown size NN", hint="Did you mean N?"),
-    Bad("tensor without brackets", body("Z[m] = Q[m,e] * «K»"), "unknown size K", hint="A tensor is written K[...]"),
+    Bad("tensor without brackets", body("Z[m] = Q[m,e] * «K»"), "the tensor K stands without its indices", "`K[n,e]`"),
     Bad("unknown function", body("Z[m] = «expp»(Q[m,e])"), "unknown function expp", "one of floordiv, max", "Did you mean exp?"),
     Bad("unknown line", HEADER + "«rnak» R\nZ[m] = Q[m,e]", "a line cannot start with `rnak`", "an Einsum", "Did you mean rank?"),
     Bad("defined below", body("Z[m] = «A»[m]\nA[m] = Q[m,e]"), "Einsum Z reads A, which is defined below, in line 7"),
@@ -151,7 +151,7 @@ BAD = [
     Bad("assignment without brackets", body("Z[m] = Q[m,e]\n«Y» = 3"), "Y has no brackets", hint="let Y = ..."),
     Bad("arguments", body("Z[m] = «max»(Q[m,e], 0, 1)"), "max has 3 arguments", "2", "Nest it"),
     Bad("number too large", body("Z[m] = «1e999» * Q[m,e]"), "too large", hint="inf"),
-    Bad("nested too deeply", body("Z[m] = " + "(" * 64 + "«1»" + ")" * 64), "nested more than 64 levels deep"),
+    Bad("nested too deeply", body("Z[m] = " + "(" * 64 + "«1»" + ")" * 64), "more than 64 levels"),
     Bad("too many terms", body("Z[m] = «Q»[m,e]" + " + 1" * 70), "more than 64 levels", hint="Split it"),
 ]  # fmt: skip
 
