@@ -59,6 +59,13 @@ def test_tiles_and_their_summaries_have_passes_of_their_own(name: str, summaries
     assert [t.tensor for t in inner.live] == ["BQK"]  # a tile of scores must stay on chip
 
 
+@pytest.mark.parametrize("name", ["one_pass", "split_kv", "flash1"])
+def test_passes_over_a_tile_are_those_of_a_rank_with_one_tile(name: str) -> None:
+    cascade = load(name)
+    single = oracle.passes(cascade, bind(cascade, {"M": 2, "N": 4, "N0": 4, "E": 2, "F": 2}))
+    assert dict(analyse(cascade, "N0").passes) == single == {"K": 2, "V": 1}
+
+
 def test_the_summaries_that_outlive_a_pass() -> None:
     assert {t.tensor for t in analyse(load("two_pass"), "N1").live} == {"LM", "SLD"}
     assert {t.tensor for t in analyse(load("split_kv"), "N1").live} == {"LM", "SLD", "SLNV"}
