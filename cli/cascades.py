@@ -27,8 +27,8 @@ def run(
         return print_json({"cascades": [_facts(c) for c in found], "fragments": [_facts(c) for c in fragments]})
     rows = [(c.name, c.computes, "yes" if c.stable else "no", _roles(c), c.paper) for c in found]
     print_table("Cascades", ("name", "computes", "stable", "can carry", "paper"), rows)
-    rows = [(c.name, _extends(c), c.paper) for c in fragments]
-    print_table("Fragments: biases and softcaps, spliced into a cascade", ("name", "extends", "paper"), rows)
+    extra = [(c.name, _extends(c), c.paper) for c in fragments]
+    print_table("Fragments: biases and softcaps, spliced into a cascade", ("name", "extends", "paper"), extra)
 
 
 def _one(cascade: Cascade, as_json: bool) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from einsight.cli.output import Json, print_json, print_table
-from einsight.reports.numbers import si
 from einsight.reports.sources import quantities
 from einsight.sim.hardware import Gpu, load_hardware, names
+from einsight.sim.units import format_si
 
 
 def run(
@@ -52,7 +52,7 @@ def _row(gpu: Gpu) -> tuple[str, ...]:
     peak = gpu.tensor_flops_per_s("bf16") if "bf16" in gpu.tensor_flops_per_cycle else None
     return (
         gpu.name, gpu.title, f"{gpu.sms.value:g} SM", gpu.boost_hz.text, gpu.hbm_bytes.text, gpu.hbm_bytes_per_s.text,
-        si(peak, "FLOP/s") if peak else "", gpu.tdp_w.text, ", ".join(dict.fromkeys(gpu.family.values())),
+        format_si(peak, "FLOP/s") if peak else "", gpu.tdp_w.text, ", ".join(dict.fromkeys(gpu.family.values())),
     )  # fmt: skip
 
 

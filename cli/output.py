@@ -32,7 +32,7 @@ def print_table(
     right: Collection[str] = (),
     wrap: Collection[str] = (),
 ) -> None:
-    """A table on stdout, cells taken as plain text. Columns named in `wrap`, and the last, give way when it is narrow."""
+    """A table on stdout, cells taken as plain text. Columns in `wrap`, and the last one, give way when it is narrow."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(

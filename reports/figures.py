@@ -10,14 +10,17 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from einsight.reports.numbers import si
 from einsight.reports.roofline import Point, Roofline
+from einsight.sim.sweep import Curve
+from einsight.sim.units import format_si
 
-MEMORY_STYLE = {"hbm": ("#1f5a99", "o"), "l2": ("#2b8a5a", "s"), "shared": ("#a05a00", "^")}
+MEMORY_STYLE = {"HBM": ("#1f5a99", "o"), "L2": ("#2b8a5a", "s"), "shared memory": ("#a05a00", "^")}
 OTHER_STYLE = ("#555555", "D")
 TEXT = {"svg.fonttype": "none", "font.size": 9}  # text stays text: small files, searchable pages
 PANEL_INCHES = (6.4, 4.6)
+LEGEND_LINE_INCHES = 0.17
 
 
 class PictureError(ValueError):
@@ -44,16 +47,31 @@ def svg(figure: Figure, salt: str) -> str:
 
 
 def roofline_figure(rooflines: Sequence[Roofline]) -> Figure:
-    """One panel per target, log axes: FLOP per byte against FLOP/s."""
+    """One panel per target, log axes: FLOP per byte against FLOP/s; below each its workloads."""
     with matplotlib.rc_context(TEXT):
         columns = min(2, len(rooflines))
         rows = -(-len(rooflines) // columns)
-        figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows), layout="constrained")
+        width, height = PANEL_INCHES
+        height += LEGEND_LINE_INCHES * max(len(r.points) for r in rooflines)
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for ax, roof in zip(axes, rooflines, strict=False):
             _draw(ax, roof)
         for ax in axes[len(rooflines) :]:
             ax.set_axis_off()
+    return figure
+
+
+def sweep_figure(curves: Sequence[Curve]) -> Figure:
+    """Time against the swept size, one line per target, log axes."""
+    with matplotlib.rc_context(TEXT):
+        figure = Figure(figsize=PANEL_INCHES, layout="constrained")
+        ax = figure.subplots()
+        for curve in curves:
+            ax.plot(curve.axis.values, curve.time_s, marker=".", label=f"{curve.target}, {curve.family}")
+        ax.set(xscale="log", yscale="log", xlabel=curves[0].axis.size, ylabel="time, s")
+        ax.grid(which="major", color="#dddddd", linewidth=0.5)
+        ax.legend(fontsize=8)
     return figure
 
 
@@ -63,29 +81,32 @@ def _draw(ax: Axes, roof: Roofline) -> None:
     for r in roof.roofs:
         colour, _ = MEMORY_STYLE.get(r.memory, OTHER_STYLE)
         ax.plot(x, np.minimum(r.bytes_per_s * x, roof.peak_flops_per_s), color=colour,
-                label=f"{r.title}, {si(r.bytes_per_s, 'B/s')}")  # fmt: skip
-    for c in roof.ceilings:
+                label=f"{r.memory}, {format_si(r.bytes_per_s, 'B/s')}")  # fmt: skip
+    for place, c in enumerate(sorted(roof.ceilings, key=lambda c: c.flops_per_s)):
         ax.axhline(c.flops_per_s, color="#777777", linewidth=0.8, linestyle="--")
-        ax.annotate(f"{c.title}: {si(c.flops_per_s, 'FLOP/s')}", (low, c.flops_per_s), xytext=(3, 2),
-                    textcoords="offset points", fontsize=7, color="#444444")  # fmt: skip
+        end, align, shift = ((low, "left", 3), (high, "right", -3))[place % 2]  # neighbours never share a side
+        ax.annotate(f"{c.title}: {format_si(c.flops_per_s, 'FLOP/s')}", (end, c.flops_per_s), xytext=(shift, 2),
+                    textcoords="offset points", ha=align, fontsize=7, color="#444444")  # fmt: skip
     for number, point in enumerate(roof.points, 1):
         _draw_point(ax, number, point)
     heights = [c.flops_per_s for c in roof.ceilings] + [p.flops_per_s for p in roof.points]
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(min(heights) / 30, max(heights) * 3), title=roof.title,
            xlabel="matmul FLOP per byte of the memory", ylabel="matmul FLOP/s")  # fmt: skip
     ax.grid(which="major", color="#dddddd", linewidth=0.5)
-    ax.legend(loc="lower right", fontsize=7, framealpha=0.9)
+    ax.add_artist(ax.legend(loc="lower right", fontsize=7, framealpha=0.9))
+    marks = [Line2D([], [], linestyle="", label=f"{k}  {p.workload} ({p.bound})") for k, p in enumerate(roof.points, 1)]
+    if marks:
+        ax.legend(handles=marks, loc="upper left", bbox_to_anchor=(0, -0.13), fontsize=7, frameon=False, handlelength=0)
 
 
 def _draw_point(ax: Axes, number: int, point: Point) -> None:
-    """One mark per memory, all at the height of the workload's FLOP/s and joined; the legend names the number."""
+    """One mark per memory, all at the height of the workload's FLOP/s and joined; the list below names the number."""
     ends = sorted(point.intensity.values())
     ax.plot(ends, [point.flops_per_s] * len(ends), color="#333333", linewidth=0.8, zorder=2)
     for memory, intensity in point.intensity.items():
         colour, mark = MEMORY_STYLE.get(memory, OTHER_STYLE)
         ax.plot([intensity], [point.flops_per_s], mark, color=colour, markersize=6, markeredgecolor="white", zorder=3)
     ax.annotate(str(number), (ends[-1], point.flops_per_s), xytext=(6, -3), textcoords="offset points", fontsize=8)
-    ax.plot([], [], " ", label=f"{number}  {point.workload} ({point.bound})")
 
 
 def _span(roof: Roofline) -> tuple[float, float]:

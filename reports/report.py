@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from einsight.reports import html
 from einsight.reports.figures import roofline_figure, svg
 from einsight.reports.html import Section
-from einsight.reports.numbers import interval, percent, si, times
+from einsight.reports.numbers import interval, percent, times
 from einsight.reports.roofline import roofline
 from einsight.reports.sources import quantities
 from einsight.sim.hardware import Gpu
 from einsight.sim.prediction import MODEL_VERSION, Prediction
+from einsight.sim.units import format_si, format_time
+
+EXAMPLE_WORKLOADS = Path(__file__).parent / "templates" / "workloads.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +53,10 @@ def prediction_section(results: Results) -> Section | None:
 
 
 def _amounts(p: Prediction) -> tuple[str, str, str, str]:
-    energy = f"{si(p.energy_pj * 1e-12, 'J')}, {p.energy_note}" if p.energy_pj is not None else ""
+    energy = f"{format_si(p.energy_pj * 1e-12, 'J')}, {p.energy_note}" if p.energy_pj is not None else ""
     return (
-        si(p.flops_matmul, "FLOP"),
-        ", ".join(f"{memory} {si(moved, 'B')}" for memory, moved in p.bytes_by_memory.items()),
+        format_si(p.flops_matmul, "FLOP"),
+        ", ".join(f"{memory} {format_si(moved, 'B')}" for memory, moved in p.bytes_by_memory.items()),
         ", ".join(f"{base.replace('_', ' ')} {times(ratio)}" for base, ratio in p.speedup.items()),
         energy,
     )
@@ -61,7 +65,7 @@ def _amounts(p: Prediction) -> tuple[str, str, str, str]:
 def bounds_section(results: Results) -> Section | None:
     """Every resource's own time: what would limit next."""
     rows = [
-        (p.workload, p.target, b.name, si(b.time_s, "s"), percent(b.time_s / p.time_s), b.because)
+        (p.workload, p.target, b.name, format_time(b.time_s), percent(b.time_s / p.time_s), b.because)
         for p in results.predictions
         for b in p.bounds
     ]

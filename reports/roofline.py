@@ -23,7 +23,6 @@ class Roof:
     """A memory's slope, in bytes per second, for the key that `Prediction.bytes_by_memory` uses."""
 
     memory: str
-    title: str
     bytes_per_s: float
     source: str
 
@@ -75,9 +74,9 @@ def _roofs(gpu: Gpu) -> tuple[Roof, ...]:
     per_cycle = gpu.sms.value * gpu.boost_hz.value
     l2, shared = gpu.architecture.l2_bytes_per_cycle, gpu.architecture.shared_bytes_per_cycle
     return (
-        Roof("hbm", "HBM", gpu.hbm_bytes_per_s.value, gpu.hbm_bytes_per_s.source),
-        Roof("l2", "L2", l2.value * per_cycle, l2.source),
-        Roof("shared", "shared memory", shared.value * per_cycle, shared.source),
+        Roof("HBM", gpu.hbm_bytes_per_s.value, gpu.hbm_bytes_per_s.source),
+        Roof("L2", l2.value * per_cycle, l2.source),
+        Roof("shared memory", shared.value * per_cycle, shared.source),
     )
 
 
@@ -98,7 +97,7 @@ def _other_ceilings(gpu: Gpu, predictions: Sequence[Prediction]) -> tuple[Ceilin
     """fp32 fused multiply-adds, and special functions at each ratio of matmul FLOPs to operations that occurs."""
     cycles_per_s = gpu.sms.value * gpu.boost_hz.value
     vector, special = gpu.architecture.vector_ops_per_cycle, gpu.architecture.special_ops_per_cycle
-    ratios = sorted({_two_digits(r) for p in predictions if (r := _flops_per_special(gpu, p)) is not None})
+    ratios = _extremes([r for p in predictions if (r := _flops_per_special(gpu, p)) is not None])
     return (
         Ceiling("fp32 pipes", FLOPS_PER_FMA * vector.value * cycles_per_s, vector.source),
         *(Ceiling(f"special functions at {r:g} FLOP each", r * special.value * cycles_per_s, special.source)
@@ -128,5 +127,9 @@ def _point(p: Prediction) -> Point:
     return Point(p.workload, p.bound.name, intensity, p.flops_matmul / p.time_s)
 
 
-def _two_digits(value: float) -> float:
-    return float(f"{value:.2g}")
+def _extremes(ratios: Sequence[float]) -> list[float]:
+    """The smallest and the largest of the ratios to two digits; one of them where they would share a line."""
+    if not ratios:
+        return []
+    low, high = (float(f"{ratio:.2g}") for ratio in (min(ratios), max(ratios)))
+    return [low] if high < 1.2 * low else [low, high]

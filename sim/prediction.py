@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from einsight.sim.units import format_si, format_time
+
 MODEL_VERSION = "0.1"
 
 
@@ -66,6 +68,36 @@ class Prediction:
     def fraction_of_peak(self) -> float:
         return self.flops_matmul / self.time_s / self.peak_flops_per_s
 
+    def rows(self) -> list[tuple[str, str]]:
+        """(label, text) of everything that is printed; the labels of one workload are the same on every target."""
+        layers = [] if self.time_all_layers_s is None else [
+            (f"all {self.layers} layers", format_time(self.time_all_layers_s))
+        ]  # fmt: skip
+        span = f"{format_time(self.time_low_s)} to {format_time(self.time_high_s)}"
+        energy = [] if self.energy_pj is None else [
+            ("energy", f"{format_si(self.energy_pj * 1e-12, 'J')} ({self.energy_note})")
+        ]  # fmt: skip
+        return [
+            ("family", self.family),
+            ("time (90 %)", f"{format_time(self.time_s)} ({span})"),
+            *layers,
+            ("limited by", self.bound.because),
+            ("matmul work", format_si(self.flops_matmul, "FLOP")),
+            ("achieved", f"{format_si(self.tflops * 1e12, 'FLOP/s')}, {100 * self.fraction_of_peak:.3g} % of peak"),
+            *((f"{memory} traffic", format_si(moved, "B")) for memory, moved in self.bytes_by_memory.items()),
+            ("intensity", f"{self.intensity:,.4g} FLOP/B"),
+            ("passes", ", ".join(f"{tensor} {n}" for tensor, n in self.passes.items())),
+            *((f"speedup {base.replace('_', ' ')}", f"{ratio:.3g}x") for base, ratio in self.speedup.items()),
+            *energy,
+            ("mapping", ", ".join(_choice(name, value) for name, value in self.mapping.items() if value is not False)),
+        ]
+
+    def __str__(self) -> str:
+        rows = [("workload", self.workload), ("target", self.target), *self.rows()]
+        rows += [("assumed", note) for note in self.assumptions]
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
     def as_json(self) -> dict[str, Any]:
         """The interchange form of docs/design; arrays add cycles, utilisation, energy and area."""
         out: dict[str, Any] = {
@@ -89,3 +121,8 @@ class Prediction:
             out["layers"] = self.layers
             out["time_all_layers_s"] = self.time_all_layers_s
         return out
+
+
+def _choice(name: str, value: Any) -> str:
+    """`block_m 128`; a yes-or-no choice that was taken is its name alone."""
+    return name if value is True else f"{name} {value}"

@@ -39,7 +39,7 @@ def prediction() -> Prediction:
     return Prediction(
         workload="<script>alert(1)</script>", key="0" * 16, target="small", family="f", cascade="one_pass",
         time_s=2.0, time_low_s=1.5, time_high_s=2.5, bound=bound, bounds=(bound, Bound("HBM", 1.0, "1 TB at 1 TB/s")),
-        flops_matmul=8e12, flops_by_class={"macc": 4e12, "exp": 2e10}, bytes_by_memory={"hbm": 1e12, "l2": 4e12},
+        flops_matmul=8e12, flops_by_class={"macc": 4e12, "exp": 2e10}, bytes_by_memory={"HBM": 1e12, "L2": 4e12},
         passes={"K": 1, "V": 1}, peak_flops_per_s=1e13, speedup={"over_dense_fused": 2.0}, mapping={"block_m": 128},
         assumptions=("cold caches",), energy_pj=2e14, energy_note="upper bound TDP x time",
     )  # fmt: skip

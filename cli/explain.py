@@ -1,0 +1,123 @@
+"""`einsight explain CASCADE`: what an algorithm computes, counts, and must walk more than once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from einsight.cli import parsing
+from einsight.cli.output import Json, print_json, print_lines
+from einsight.einsum import library
+from einsight.einsum.counts import count
+from einsight.einsum.dot import dot
+from einsight.einsum.format import format_cascade, format_einsum
+from einsight.einsum.ir import Cascade
+from einsight.einsum.passes import PassAnalysis, levels
+from einsight.einsum.resolve import bind
+from einsight.sim.predict import made_chunk
+from einsight.sim.workload_file import load_workloads
+
+WORKLOAD_ENDINGS = (".yaml", ".yml")
+
+
+def run(
+    what: Annotated[str, typer.Argument(metavar="CASCADE", help="A library name, a .casc file or a workload .yaml.")],
+    size: Annotated[list[str] | None, typer.Option(help="Sizes for the counts: m=6,n=16,e=5,f=7,n0=4.")] = None,
+    rank: Annotated[str, typer.Option(help="The rank whose passes are counted.")] = "N",
+    as_dot: Annotated[bool, typer.Option("--dot", help="Print the dependency graph for Graphviz.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A cascade's Einsums, operation counts, passes and live sets, per head; of a workload, the composed cascade.
+
+    Example: einsight explain one_pass --size m=6,n=16,e=5,f=7,n0=4
+    """
+    found = _cascades(what, parsing.sizes(size or ()))
+    if as_dot:
+        return print_lines(dot(cascade) for cascade, _ in found)
+    if as_json:
+        documents = [explanation(cascade, sizes, rank) for cascade, sizes in found]
+        return print_json(documents[0] if len(documents) == 1 else documents)
+    for cascade, sizes in found:
+        print_lines(_text(cascade, sizes, rank))
+
+
+def _cascades(what: str, sizes: Mapping[str, int]) -> list[tuple[Cascade, dict[str, int] | None]]:
+    """The cascade that is named, with its sizes bound; of a workload file the composed ones with the file's sizes."""
+    if Path(what).suffix in WORKLOAD_ENDINGS:
+        return [_sized(w.composed(), {**w.rank_sizes, **sizes}) for w in load_workloads(what)]
+    return [_sized(library.load(what), sizes)]
+
+
+def _sized(cascade: Cascade, sizes: Mapping[str, int]) -> tuple[Cascade, dict[str, int] | None]:
+    """The cascade with all its sizes; a tile that is not given is the one that operation totals assume."""
+    if not sizes:
+        return cascade, None
+    given = {name.upper(): size for name, size in sizes.items()}
+    for rank in cascade.ranks:
+        if rank.parts and rank.name in given and not given.keys() & set(rank.parts):
+            given[rank.parts[-1]] = made_chunk(given[rank.name])
+    return cascade, bind(cascade, given)
+
+
+def explanation(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str = "N") -> dict[str, Any]:
+    """The JSON of `explain`; counts are numbers where sizes are given and formulas otherwise."""
+    found = _levels(cascade, rank)
+    counts = count(cascade)
+    return {
+        "cascade": cascade.name,
+        "computes": cascade.computes,
+        "paper": cascade.paper,
+        "stable": cascade.stable,
+        "sizes": dict(sizes or {}),
+        "passes": dict(found[0].passes) if found else {},
+        "total_passes": found[0].total if found else 0,
+        "passes_over": {a.rank: dict(a.passes) for a in found},
+        "why": {
+            tensor: [{"number": s.number, "einsum": s.einsum, "barrier": s.barrier, "text": s.text} for s in chain]
+            for tensor, chain in (found[0].chains.items() if found else ())
+        },
+        "live": _live(found[0], sizes) if found else [],
+        "counts": {klass: _number(part.total(), sizes) for klass, part in counts.group_by("klass").items()},
+        "counts_by_einsum": {
+            name: {klass: _number(p.total(), sizes) for klass, p in part.group_by("klass").items()}
+            for name, part in counts.group_by("einsum").items()
+        },
+        "einsums": [format_einsum(e) for e in cascade.einsums],
+        "text": format_cascade(cascade),
+    }
+
+
+def _levels(cascade: Cascade, rank: str) -> tuple[PassAnalysis, ...]:
+    """The analysis of the rank and its chunks; nothing for a cascade that does not have the rank."""
+    return levels(cascade, rank) if cascade.rank(rank) else ()
+
+
+def _live(found: PassAnalysis, sizes: Mapping[str, int] | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "tensor": live.tensor,
+            "indices": list(live.indices),
+            "born": live.born,
+            "read_in": list(live.read_in),
+            **({"elements": math.prod(sizes[i.upper()] for i in live.indices)} if sizes else {}),
+        }
+        for live in found.live
+    ]
+
+
+def _number(formula: Any, sizes: Mapping[str, int] | None) -> int | str:
+    return str(formula) if sizes is None else int(formula.evaluate(sizes))
+
+
+def _text(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str) -> list[str]:
+    at = f" at {', '.join(f'{name}={size}' for name, size in sizes.items())}" if sizes else ""
+    lines = [*format_cascade(cascade).rstrip("\n").splitlines(), ""]
+    found = _levels(cascade, rank)
+    lines += [line for analysis in found for line in str(analysis).splitlines()] or [
+        f"No rank {rank}: no passes over it."
+    ]
+    return [*lines, "", f"Operations per Einsum and class{at}", *count(cascade).table(sizes).splitlines()]

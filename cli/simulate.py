@@ -1,0 +1,127 @@
+"""`einsight simulate`: predictions per workload and target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from einsight.cli import workload as options
+from einsight.cli.output import Json, print_json, print_lines, print_table
+from einsight.cli.parsing import CommandError
+from einsight.reports.roofline import roofline
+from einsight.sim import units
+from einsight.sim.hardware import Gpu
+from einsight.sim.prediction import Prediction
+from einsight.sim.sweep import Curve, crossovers, parse_axis, sweep
+from einsight.sim.workload import Workload
+
+SHOWN_POINTS = 12
+"""Rows of a printed sweep; `--json` has every point."""
+
+
+def run(
+    files: options.Files = None,
+    model: options.Model = None,
+    cascade: options.Cascade = None,
+    phase: options.Phase = None,
+    batch: options.Batch = "1",
+    heads: options.Heads = None,
+    kv_heads: options.KvHeads = None,
+    seq: options.Seq = None,
+    seq_q: options.SeqQ = None,
+    seq_kv: options.SeqKv = None,
+    head_dim: options.HeadDim = None,
+    dtype: options.Dtype = None,
+    causal: options.Causal = False,
+    window: options.Window = None,
+    bias: options.Bias = None,
+    cache: options.Cache = None,
+    target: options.Target = None,
+    axis: Annotated[str | None, typer.Option("--sweep", metavar="n=1k:128k[:POINTS][:log|linear]")] = None,
+    within: Annotated[str | None, typer.Option(metavar="TIME", help="With --sweep: the most under this time.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="Draw the roofline (or the sweep).")] = None,
+    as_json: Json = False,
+) -> None:
+    """How long a workload takes on each target, what limits it, and why.
+
+    Example: einsight simulate --model config.json --phase prefill --batch 1 --seq 8192 --target h100-sxm
+    """
+    shape = options.Shape(
+        cascade, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias, cache
+    )
+    found = options.cases(files or [], model, shape)
+    if axis is not None:
+        return _sweep(found, target or [], axis, within, plot, as_json)
+    if within is not None:
+        raise CommandError("--within", within, "it together with --sweep")
+    named = {case: options.targets(target or [], case.workloads[0]) for case in found}
+    by_case = [[case.predictions(t) for t in names] for case, names in named.items()]
+    by_workload = [column for made in by_case for column in zip(*made, strict=True)]
+    every = [p for column in by_workload for p in column]
+    if plot is not None:
+        from einsight.reports.figures import roofline_figure, save  # matplotlib: half a second, only for a picture
+
+        hardware = options.profiles(t for names in named.values() for t in names).values()
+        save(roofline_figure([roofline(h, every) for h in hardware if isinstance(h, Gpu)]), plot)
+    if as_json:
+        return print_json([p.as_json() for p in every])
+    for column in by_workload:
+        print_predictions(column)
+
+
+def print_predictions(column: Sequence[Prediction]) -> None:
+    """One workload on its targets, side by side, then what was assumed and for which of them."""
+    first = column[0]
+    labels = [label for label, _ in first.rows()]
+    texts = zip(*([text for _, text in p.rows()] for p in column), strict=True)
+    heads = ("", *(p.target for p in column))
+    title = f"{first.workload}  ({first.cascade}, key {first.key})"
+    print_table(title, heads, [(label, *row) for label, row in zip(labels, texts, strict=True)], wrap=heads[1:])
+    notes: dict[str, list[str]] = {}
+    for p in column:
+        for note in p.assumptions:
+            notes.setdefault(note, []).append(p.target)
+    for note, on in notes.items():
+        print_lines([f"  assumed{'' if len(on) == len(column) else ' on ' + ', '.join(on)}: {note}"])
+    print_lines([""])
+
+
+def _sweep(
+    found: Sequence[options.Case], named: Sequence[str], text: str, within: str | None, plot: Path | None, as_json: bool
+) -> None:
+    every = [w for case in found for w in case.workloads]
+    if len(every) != 1:
+        raise CommandError("--sweep", f"{len(every)} workloads", "one workload (one kind of layer) at a time")
+    axis, workload = parse_axis(text), every[0]
+    curves = sweep(workload, axis, options.targets(named, workload))
+    limit_s = None if within is None else units.parse(within, "s")
+    if plot is not None:
+        from einsight.reports.figures import save, sweep_figure  # matplotlib: half a second, only for a picture
+
+        save(sweep_figure(curves), plot)
+    if as_json:
+        return print_json(_sweep_json(workload, curves, limit_s))
+    title = f"{workload.name}: time by {axis.size}"
+    shown = range(0, len(axis.values), -(-len(axis.values) // SHOWN_POINTS))
+    rows = [(f"{axis.values[i]}", *(f"{units.format_time(c.time_s[i])}  {c.bound[i]}" for c in curves)) for i in shown]
+    print_table(title, (axis.size, *(c.target for c in curves)), rows, right=(axis.size,))
+    print_lines(f"fastest from {axis.size} = {value} on: {name}" for value, name in crossovers(curves))
+    if limit_s is not None:
+        print_lines(
+            f"largest {axis.size} within {within} on {c.target}: {c.longest_within(limit_s) or 'none'}" for c in curves
+        )
+
+
+def _sweep_json(workload: Workload, curves: Sequence[Curve], limit_s: float | None) -> dict[str, object]:
+    found: dict[str, object] = {
+        "workload": workload.name,
+        "curves": [c.as_json() for c in curves],
+        "fastest": [{"from": value, "target": name} for value, name in crossovers(curves)],
+    }
+    if limit_s is not None:
+        found["within_s"] = limit_s
+        found["largest_within"] = {c.target: c.longest_within(limit_s) for c in curves}
+    return found
