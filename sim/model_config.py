@@ -185,7 +185,9 @@ def _windows(keys: _Keys) -> tuple[int | None, ...]:
         return tuple(window if (i + 1) % every else None for i in range(layers))
     first = 0
     if keys.get("use_sliding_window") is True and keys.get("max_window_layers") is not None:
-        first = keys.get("max_window_layers")  # zero is allowed: all layers
+        first = keys.get("max_window_layers")
+        if isinstance(first, bool) or not isinstance(first, int) or first < 0:  # zero: all layers
+            raise keys.error("max_window_layers", repr(first), "a whole number of layers, 0 or more")
     return tuple(window if i >= first else None for i in range(layers))
 
 

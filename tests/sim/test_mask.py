@@ -1,3 +1,7 @@
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -221,6 +225,23 @@ def test_neighbourhood_examples():
     causal = members(Mask((Gna((10,), (4,), (2,), (1,), (True,)),)), 10, 10)
     spans = [(0, 1), (0, 2), (0, 3), (0, 4), (2, 5), (2, 6), (4, 7), (4, 8), (6, 9), (6, 10)]
     assert [row.nonzero()[0].tolist() for row in causal] == [list(range(*s)) for s in spans]
+
+
+def test_line_neighbourhoods_have_the_tiles_that_natten_prints():
+    folder = Path(os.environ.get("EINSIGHT_REFERENCE", Path(__file__).parents[2] / "../shared/reference"))
+    path = folder / "gna" / "natten_block_mask_counts.json"
+    if not path.exists():
+        pytest.skip(f"no reference data: {path}")
+    rows = [r for r in json.loads(path.read_text())["rows"] if len(r["input_size"]) == 1 and r["dilation"] == [1]]
+    assert rows
+    for row in rows:
+        names = ("input_size", "window_size", "stride", "dilation", "is_causal")
+        mask, n = Mask((Gna(*(tuple(row[name]) for name in names)),)), row["input_size"][0]
+        histogram = tile_histogram(mask, n, n, row["q_tile"][0], row["kv_tile"][0])
+        assert histogram.tiles == row["natten_total_kv_tiles"], row
+        assert histogram.total.max() == row["natten_max_kv_tiles"]
+        if n % row["q_tile"][0] == n % row["kv_tile"][0] == 0:
+            assert histogram.full @ histogram.blocks == row["natten_full_tiles"]
 
 
 @pytest.mark.parametrize(
