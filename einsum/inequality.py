@@ -85,7 +85,7 @@ class Inequality:
 Branch = tuple[Inequality, ...]
 
 
-def _linear(node: Expression, sizes: Mapping[str, int]) -> Inequality | None:
+def linear(node: Expression, sizes: Mapping[str, int]) -> Inequality | None:
     """The expression as affine part plus opaque rest; None when it is not whole-numbered for sure."""
     if not variables(node):
         number = value(node, sizes)
@@ -94,7 +94,7 @@ def _linear(node: Expression, sizes: Mapping[str, int]) -> Inequality | None:
         return Inequality({node.name: 1}, 0)
     if not isinstance(node, Apply) or node.op in ("/", "select"):
         return None
-    parts = [_linear(a, sizes) for a in node.args]
+    parts = [linear(a, sizes) for a in node.args]
     known = [p for p in parts if p is not None]
     if len(known) < len(parts):
         return None
@@ -131,7 +131,7 @@ def branches(node: Expression, sizes: Mapping[str, int]) -> list[Branch] | None:
             return None
         return left + right if node.op == "||" else [a + b for a in left for b in right]
     if node.op in ("<", "<=", ">", ">=", "==", "!="):
-        left_side, right_side = (_linear(a, sizes) for a in node.args)
+        left_side, right_side = (linear(a, sizes) for a in node.args)
         if left_side is None or right_side is None:
             return None
         return _comparison(node.op, left_side, right_side)

@@ -6,10 +6,8 @@ one lower and one upper bound rule, and the keys sum to differences of sum floor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import combinations
 
 from einsight.einsum.inequality import Branch, Inequality
@@ -22,9 +20,6 @@ class Line:
     slope: int
     offset: int
     divisor: int = 1
-
-    def at(self, m: Fraction) -> Fraction:
-        return (self.slope * m + self.offset) / self.divisor
 
     def minus(self, other: Line) -> Line:
         """The numerator of the difference, over a positive common divisor."""
@@ -79,12 +74,24 @@ def area(rows: int, row: str, keys: int, key: str, conjunction: Branch, tile: in
     first, last = _row_interval(rows, [(i.coefficient(row), i.constant) for i in only_row])
     total = 0
     for a, b in _pieces(first, last, [*lower, *upper]):
-        middle = Fraction(a + b, 2)
-        low = max(lower, key=lambda line: line.at(middle))
-        high = min(upper, key=lambda line: line.at(middle))
-        if high.at(middle) >= low.at(middle):
+        low, high = _extreme(lower, a + b, 1), _extreme(upper, a + b, -1)
+        if _above(high, low, a + b) >= 0:
             total += _floors(a, b, high, tile) - _first_floors(a, b, low, tile) + (b - a + 1)
     return total
+
+
+def _above(one: Line, other: Line, twice: int) -> int:
+    """Sign-true difference of two lines at row twice/2."""
+    return (one.slope * twice + 2 * one.offset) * other.divisor - (other.slope * twice + 2 * other.offset) * one.divisor
+
+
+def _extreme(lines: Sequence[Line], twice: int, sign: int) -> Line:
+    """The highest (sign 1) or lowest (sign -1) line at row twice/2."""
+    best = lines[0]
+    for line in lines[1:]:
+        if sign * _above(line, best, twice) > 0:
+            best = line
+    return best
 
 
 def _pieces(first: int, last: int, lines: Sequence[Line]) -> Iterator[tuple[int, int]]:
@@ -95,8 +102,8 @@ def _pieces(first: int, last: int, lines: Sequence[Line]) -> Iterator[tuple[int,
     for one, other in combinations(lines, 2):
         d = one.minus(other)
         if d.slope:
-            crossing = Fraction(-d.offset, d.slope)
-            starts |= {math.floor(crossing) + 1, math.ceil(crossing)}
+            crossing = -d.offset // d.slope
+            starts |= {crossing, crossing + 1}
     inside = sorted(s for s in starts if first <= s <= last)
     yield from ((a, b - 1) for a, b in zip(inside, [*inside[1:], last + 1], strict=True))
 

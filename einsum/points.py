@@ -1,7 +1,7 @@
 """How many integer points of a box satisfy a predicate: exact, and in no time for interval-shaped masks.
 
-Variables that no clause ties together are counted apart. Chunk variables that only occur together (`n1*N0 + n0`) become
-one. Then the first way that fits is taken:
+`floordiv` and `%` are split into digits, and variables that no clause ties together are counted apart. Chunk variables
+that only occur together (`n1*N0 + n0`) become one. Then the first way that fits is taken:
 
 closed form   one or two variables and affine inequalities (causal, banded, windowed, unions of them)
 row by row    each branch gives one key interval per row, whatever functions of the row its ends are (GNA)
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from einsight.einsum.digits import split_digits
 from einsight.einsum.expression import Expression, conjuncts, variables
 from einsight.einsum.inequality import Branch, Inequality, union, value
 from einsight.einsum.lattice import area, live_rows
@@ -45,12 +46,13 @@ def count(
     unknown = {s for c in clauses for s in variables(c)} - set(ranges)
     if unknown:
         raise ValueError(f"the predicate uses {', '.join(sorted(unknown))}, for which no range is given")
+    extents, clauses, hidden = split_digits(ranges, clauses, sizes, frozenset(exists))
     total = 1
-    for names, own in components(tuple(ranges), clauses):
+    for names, own in components(tuple(extents), clauses):
         if not names:
             total *= int(all(bool(value(c, sizes)) for c in own))
         else:
-            total *= _component({v: ranges[v] for v in names}, own, sizes, frozenset(exists) & set(names))
+            total *= _component({v: extents[v] for v in names}, own, sizes, hidden & set(names))
     return total
 
 
