@@ -18,8 +18,9 @@ from einsight.einsum.parse import check, parse
 from einsight.einsum.tokens import KEYWORDS
 
 FILES = {path.stem: path.read_text() for path in sorted(FOLDER.rglob("*.casc"))}
-WORDS = (*KEYWORDS, *OPERATORS, "inf", "where", "over", "none", "::", "[", "]", "(", ")", "{", "}", ",", ":", "=", "\n",
-         "\n", "Q[m,e]", "K[n,e]", "Z", "A", "m", "n", "n1", "N", "N0", "1", "0.5", "1e999", "\u221e", "\x00", "#")  # fmt: skip
+SIGNS = ("::", "[", "]", "(", ")", "{", "}", ",", ":", "=", "\n", "\n", "#", "\u221e", "\x00")
+NAMES = ("Q[m,e]", "K[n,e]", "Z", "A", "m", "n", "n1", "N", "N0", "1", "0.5", "1e999", "inf", "where", "over", "none")
+WORDS = (*KEYWORDS, *OPERATORS, *SIGNS, *NAMES)
 
 
 def survives(text: str) -> Cascade | None:
@@ -103,21 +104,28 @@ def test_any_expression_prints_and_reads_back(expression: Expression) -> None:
 
 
 HEAD = "cascade x\nrank M, E\nin Q[m,e]\nout Z[m]\n"
+
+
+def many(line: str, count: int) -> str:
+    """The line once for each i below `count`; `j` is i + 1."""
+    return "".join(line.format(i=i, j=i + 1) + "\n" for i in range(count))
+
+
 LARGE = {
     "brackets": HEAD + "Z[m] = " + "(" * 200_000,
-    "indices": HEAD + "Z[m] = " + "Q[" * 200_000,
+    "indices": HEAD + "Z[m] = " + "Q[" * 50_000,
     "calls": HEAD + "Z[m] = " + "exp(" * 100_000,
     "minus": HEAD + "Z[m] = " + "-" * 200_000 + "1",
-    "sum": HEAD + "Z[m] = " + "Q[m,e] + " * 100_000 + "1",
-    "comparisons": HEAD + "Z[m] = Q[m,e] where " + "m < 3 && " * 100_000 + "m < 3",
+    "sum": HEAD + "Z[m] = " + "Q[m,e] + " * 20_000 + "1",
+    "comparisons": HEAD + "Z[m] = Q[m,e] where " + "m < 3 && " * 20_000 + "m < 3",
     "sums in sums": HEAD + "Z[m] = " + ("1 + " * 60 + "(") * 60 + "1" + ")" * 60,
     "lines": HEAD + "Z[m] = Q[m,e] * 2\n" * 10_000,
     "faults": HEAD + "oops !\n" * 10_000,
-    "unknown names": HEAD + "".join(f"A{i}[m] = B{i}[m]\n" for i in range(2_000)),
-    "a chain": HEAD + "A0[m] = Q[m,e]\n" + "".join(f"A{i + 1}[m] = A{i}[m] * 2\n" for i in range(2_000)) + "Z[m] = A2000[m]",
+    "unknown names": HEAD + many("A{i}[m] = B{i}[m]", 2_000),
+    "a chain": HEAD + "A0[m] = Q[m,e]\n" + many("A{j}[m] = A{i}[m] * 2", 2_000) + "Z[m] = A2000[m]",
     "ranks": HEAD + "rank " + ", ".join(f"R{i}" for i in range(20_000)) + "\nZ[m] = Q[m,e]",
-    "lets that double": HEAD + "let A0 = M\n" + "".join(f"let A{i + 1} = A{i} + A{i}\n" for i in range(200)) + "Z[m] = A200*Q[m,e]",
-    "lets in a row": HEAD + "let A0 = M\n" + "".join(f"let A{i + 1} = A{i}\n" for i in range(3_000)) + "Z[m] = A3000*Q[m,e]",
+    "lets that double": HEAD + "let A0 = M\n" + many("let A{j} = A{i} + A{i}", 200) + "Z[m] = A200*Q[m,e]",
+    "lets in a row": HEAD + "let A0 = M\n" + many("let A{j} = A{i}", 3_000) + "Z[m] = A3000*Q[m,e]",
     "products": HEAD + "Z[m] = Q[m," + "*".join(["(e+M+E+m+1)"] * 20) + "]",
     "digits": HEAD + "Z[m] = " + "9" * 100_000,
     "one name": HEAD + "Z[m] = " + "q" * 500_000,
