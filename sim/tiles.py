@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ UNBOUNDED = 1 << 40
 PAIR_BUDGET = 1 << 24
 """Tile pairs tested one by one (block lists, grids); beyond it evenly spaced query blocks stand for the rest."""
 _CHUNK = 1 << 20
+_AVERAGE_CHUNK = 1 << 16  # what the caches of a core hold
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,10 +144,21 @@ def average_tiles(
     Cases with up to `samples` blocks are exact; longer ones take that many, spread evenly and symmetrically, which is
     exact where the count is linear in the block (causal with block_m a multiple of block_n) and close elsewhere.
     """
-    M, N, BM, BN, P = (np.asarray(x, dtype=np.int64).reshape(-1, 1) for x in (m, n, block_m, block_n, pack))
-    band = _limits(mask)
+    sizes = [np.asarray(x, dtype=np.int64).reshape(-1, 1) for x in (m, n, block_m, block_n, pack)]
+    columns = np.broadcast_arrays(*sizes, *_limits(mask))
+    step = max(1, _AVERAGE_CHUNK // samples)
+    parts = [
+        _sampled(tuple(c[at : at + step] for c in columns), max(1, samples // 2))
+        for at in range(0, len(columns[0]), step)
+    ]
+    total, masked, number, *ends = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return TileAverage(total, masked, number, (ends[0], ends[1]), (ends[2], ends[3]))
+
+
+def _sampled(columns: tuple[Ints, ...], half: int) -> tuple[NDArray[Any], ...]:
+    """The columns of a `TileAverage` from 2 * half blocks of each case; all inputs have shape (cases, 1)."""
+    M, N, BM, BN, P, *band = columns
     number = -(-M * P // BM)
-    half = max(1, samples // 2)
     k = np.arange(half, dtype=np.int64)
     near = (2 * k + 1) * number // (4 * half)  # middles of `half` strata of the first half of the blocks
     picked = np.concatenate([near, number - 1 - near], axis=1)
@@ -154,18 +167,18 @@ def average_tiles(
     picked = np.where(short, np.minimum(everyone, number - 1), picked)
     weight = np.where(short, everyone < number, True) / np.minimum(number, 2 * half)
     picked = np.concatenate([picked, np.zeros_like(number), number - 1], axis=1)  # the extremes count for nothing else
-    weight = np.concatenate([weight, np.zeros_like(weight[:, :2])], axis=1)
+    weight = np.concatenate([weight, np.zeros_like(weight[:, :1]), np.zeros_like(weight[:, :1])], axis=1)
     first, last = _rows_of(picked, M, BM, P)
-    runs = _band_tiles(_band_edges(band, first, M, N), _band_edges(band, last, M, N), BN)
-    masked = runs.total - runs.full_within(np.zeros_like(runs.total), runs.total)
-    cases = np.broadcast_shapes(runs.total.shape, weight.shape)[0]
-    weight = np.broadcast_to(weight, (cases, weight.shape[1]))
-    ends = []
-    for chosen in (runs.total.argmax(axis=1), runs.total.argmin(axis=1)):
-        pick = chosen[:, None]
-        ends.append(tuple(np.take_along_axis(x, pick, axis=1)[:, 0] for x in (runs.total, masked)))
-    mean = ((x * weight).sum(axis=1) for x in (runs.total, masked))
-    return TileAverage(*mean, np.broadcast_to(number[:, 0], (cases,)), ends[0], ends[1])  # type: ignore[arg-type]
+    limits = (band[0], band[1], band[2])
+    runs = _band_tiles(_band_edges(limits, first, M, N), _band_edges(limits, last, M, N), BN)
+    total = runs.total
+    masked = total - runs.full_within(np.zeros_like(total), total)
+    ends = [
+        np.take_along_axis(x, pick[:, None], axis=1)[:, 0]
+        for pick in (total.argmax(axis=1), total.argmin(axis=1))
+        for x in (total, masked)
+    ]
+    return (total * weight).sum(axis=1), (masked * weight).sum(axis=1), number[:, 0], *ends
 
 
 def touched_keys(mask: Mask, m: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.float64]:
