@@ -109,9 +109,9 @@ def _masked(cascade: Cascade, mask: Expression, score: Access | None) -> Cascade
                 f"the mask uses {variable}, which the score of {cascade.name} does not walk; expected one of {allowed}"
             )
         positions[variable] = position
-    known = tensor_names(cascade)
+    known = {t.name for t in cascade.inputs}
     if foreign := [a.tensor for a in accesses(mask) if a.tensor not in known]:
-        raise IllegalComposition(f"the mask reads {', '.join(foreign)}, which {cascade.name} does not have")
+        raise IllegalComposition(f"the mask reads {', '.join(foreign)}, which is not an input of {cascade.name}")
     return _with_clauses(cascade, score.tensor, conjuncts(substitute(mask, positions)))
 
 
