@@ -14,7 +14,7 @@ from einsight.einsum.expression import (
     Symbol,
     children,
 )
-from einsight.einsum.tokens import Token
+from einsight.einsum.tokens import Line, Token
 
 LEVEL = {"||": 1, "&&": 2, **dict.fromkeys(("<", "<=", ">", ">=", "==", "!="), 3),
           "+": 4, "-": 4, "*": 5, "/": 5, "%": 5}  # fmt: skip
@@ -32,8 +32,11 @@ class FaultError(Exception):
 class Cursor:
     """A place in the tokens of one line. Methods that read raise `FaultError`, which ends the line."""
 
-    def __init__(self, tokens: tuple[Token, ...]) -> None:
-        self.tokens, self.at, self.depth = tokens, 0, 0
+    def __init__(self, line: Line) -> None:
+        self.tokens, self.at, self.depth = line.tokens, 0, 0
+        if line.problem:
+            found = line.problem
+            raise FaultError(found.message, found.span or self.peek.span, found.expected, found.hint)
 
     def _ahead(self, count: int) -> Token:
         return self.tokens[min(self.at + count, len(self.tokens) - 1)]

@@ -55,6 +55,20 @@ def check(text: str, file: str = "<text>") -> Cascade:
     return draft.cascade()
 
 
+def parse_expression(text: str, file: str = "<text>") -> Expression:
+    """One expression, such as the predicate `n <= m + N - M`. Raises `CascadeError`."""
+    try:
+        found = tuple(lines(text))
+        if len(found) != 1:
+            raise FaultError(f"the text has {len(found)} lines", Span(1, 1), "one expression on one line")
+        cursor = Cursor(found[0])
+        expression = cursor.expression()
+        cursor.end()
+    except FaultError as fault:
+        raise CascadeError(file, text, [fault.problem]) from None
+    return expression
+
+
 def parse_file(path: str | Path) -> Cascade:
     """The checked cascade in a file. Raises `CascadeError`, also when the file cannot be read."""
     try:
@@ -106,11 +120,7 @@ def _read(text: str) -> _Draft:
     draft = _Draft()
     for line in lines(text.removeprefix("\ufeff")):
         try:
-            if line.problem:
-                raise FaultError(
-                    line.problem.message, line.problem.span or Span(1, 1), line.problem.expected, line.problem.hint
-                )
-            _statement(Cursor(line.tokens), draft)
+            _statement(Cursor(line), draft)
         except FaultError as fault:
             draft.problems.append(fault.problem)
             _spoil(line, draft)

@@ -9,7 +9,7 @@ from einsight.einsum.expression import Access, Apply, Expression, Number, Span, 
 from einsight.einsum.format import format_cascade, format_einsum, format_expression
 from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Let, Mark, Rank, Reduction, Tensor
 from einsight.einsum.library import fragment, fragments, load, names
-from einsight.einsum.parse import check, parse
+from einsight.einsum.parse import check, parse, parse_expression
 
 m, n, n0, n1, N = (Symbol(name) for name in ("m", "n", "n0", "n1", "N"))
 
@@ -104,6 +104,13 @@ def test_functions_and_tensors_without_ranks() -> None:
     assert value("select(m < n, CAP[], max(m, n))") == Apply(
         "select", (Apply("<", (m, n)), Access("CAP", ()), Apply("max", (m, n)))
     )
+
+
+def test_a_single_expression() -> None:
+    assert parse_expression("n <= m") == Apply("<=", (n, m))
+    for text in ("", "n <=", "n <= m m", "n\nm", "n ! m"):
+        with pytest.raises(CascadeError):
+            parse_expression(text)
 
 
 def test_spans_point_into_the_text() -> None:
