@@ -18,7 +18,7 @@ from einsight.einsum.evaluate import EvaluationError, evaluate
 from einsight.einsum.format import format_cascade
 from einsight.einsum.ir import Cascade
 from einsight.einsum.library import FOLDER, fragment, fragments, listing, load
-from einsight.einsum.parse import parse
+from einsight.einsum.parse import check, parse
 from einsight.einsum.resolve import SizeError, required_sizes
 
 SOFTMAX = [c.name for c in listing() if c.computes == "softmax_attention"]
@@ -348,3 +348,69 @@ def test_printing_and_reading_back_keeps_the_result() -> None:
     parts = [fragment("low_rank"), fragment("softcap")]
     cascade = compose(load("flash1"), parts, MASKS["sink_window"].expression)
     assert parse(format_cascade(cascade)) == cascade
+
+
+# -- a cascade with lets and two position ranks -------------------------------------------------------------------
+
+GNA = """
+cascade gna
+computes softmax_attention
+rank Y, X, V, U, E, F    # queries (y,x), keys (v,u)
+rank WY, WX, SY, SX      # window and stride; nothing walks them
+in  Q[y,x,e] K[v,u,e] VV[v,u,f]
+out AV[y,x,f]
+let LY = min(floordiv(y,SY)*SY + floordiv(SY,2), Y-1)    # the leader of the stride group
+let LX = min(floordiv(x,SX)*SX + floordiv(SX,2), X-1)
+let HY = min(max(LY - floordiv(WY,2), 0), Y-WY)          # where its window starts, shifted at the border
+let HX = min(max(LX - floordiv(WX,2), 0), X-WX)
+QK[y,x,v,u] = Q[y,x,e] * K[v,u,e] where HY <= v && v < HY+WY && HX <= u && u < HX+WX
+GM[y,x]     = QK[y,x,v,u] :: max(v,u)
+SN[y,x,v,u] = exp(QK[y,x,v,u] - GM[y,x])
+SD[y,x]     = SN[y,x,v,u]
+NV[y,x,f]   = SN[y,x,v,u] * VV[v,u,f]
+AV[y,x,f]   = NV[y,x,f] / SD[y,x]
+"""
+
+
+@pytest.mark.parametrize(
+    ("Y", "X", "WY", "WX", "SY", "SX"), [(5, 4, 3, 2, 1, 1), (6, 4, 3, 4, 2, 1), (7, 5, 4, 3, 3, 2), (4, 4, 4, 4, 4, 4)]
+)
+def test_a_two_dimensional_window_written_once(Y: int, X: int, WY: int, WX: int, SY: int, SX: int) -> None:
+    rng = np.random.default_rng(Y)
+    q, k, v = rng.normal(size=(Y, X, 3)), rng.normal(size=(Y, X, 3)), rng.normal(size=(Y, X, 2))
+
+    def span(i: int, length: int, window: int, stride: int) -> range:
+        leader = min(i // stride * stride + stride // 2, length - 1)
+        first = min(max(leader - window // 2, 0), length - window)
+        return range(first, first + window)
+
+    keep = np.zeros((Y * X, Y * X), dtype=bool)
+    for y, x in np.ndindex(Y, X):
+        for a in span(y, Y, WY, SY):
+            for b in span(x, X, WX, SX):
+                keep[y * X + x, a * X + b] = True
+    flat = [a.reshape(1, 1, Y * X, -1) for a in (q, k, v)]
+    S = reference.scores(flat[0][:, :, None], flat[1])
+    wanted = reference.softmax_attention(S, flat[2], keep).reshape(Y, X, 2)
+    sizes = {"Y": Y, "X": X, "V": Y, "U": X, "E": 3, "F": 2, "WY": WY, "WX": WX, "SY": SY, "SX": SX}
+    found = evaluate(check(GNA), sizes, {"Q": q, "K": k, "VV": v})["AV"]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-13)
+
+
+def test_a_mask_may_come_from_a_table() -> None:
+    """A block list as an input: where TABLE[floordiv(m,2),floordiv(n,2)] is not 0."""
+    text = (FOLDER / "stable.casc").read_text().replace("rank M, N,", "rank M, N, C, D,")
+    text = text.replace("V[n,f]\nout", "V[n,f] TABLE[c,d]\nout", 1)
+    sizes = {"M": 4, "N": 6, "C": 2, "D": 3, "E": 3, "F": 2}
+    table = np.array([[1, 0, 1], [0, 1, 0]])
+    host = parse(text)
+    keep = np.repeat(np.repeat(table, 2, axis=0), 2, axis=1) == 1
+    inputs = {"B": 1, "G": 1, "J": 1, **sizes}
+    arrays = _inputs(inputs)
+    condition = parse(
+        "cascade p\nrank M, N, C, D\nin TABLE[c,d]\nout Z[m,n]\n"
+        "Z[m,n] = m+n where TABLE[floordiv(m,2),floordiv(n,2)] != 0\n"
+    ).einsums[0].predicate
+    found = evaluate(compose(host, mask=condition, shared={"TABLE": ["b", "g"]}), inputs, arrays | {"TABLE": table})
+    wanted = reference.softmax_attention(reference.scores(arrays["Q"], arrays["K"]), arrays["V"], keep)
+    np.testing.assert_allclose(found["AV"], wanted, rtol=0, atol=1e-13)
