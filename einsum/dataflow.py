@@ -20,7 +20,7 @@ from einsight.einsum.expression import (
     walk,
 )
 from einsight.einsum.format import format_expression
-from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Reduction, Statement
+from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Statement
 from einsight.einsum.kinds import Header, Kind, name_span, problems_in, written_out
 from einsight.einsum.ranges import escape, size
 
@@ -115,7 +115,7 @@ def _guarded_variables(einsum: Einsum, known: Mapping[str, Known]) -> frozenset[
 
 
 def _reductions(einsum: Einsum) -> Iterator[Problem]:
-    seen: dict[str, Reduction] = {}
+    seen: set[str] = set()
     for reduction in einsum.reductions:
         for name in reduction.variables:
             what = f"{reduction.op}({name})"
@@ -135,17 +135,7 @@ def _reductions(einsum: Einsum) -> Iterator[Problem]:
                 )
             elif name in seen:
                 yield Problem(f"{name} is reduced twice", reduction.span, "one reduction for each variable")
-            seen[name] = reduction
-    operators = {einsum.reducer(v) for v in einsum.reduced}
-    if einsum.reductions and len(operators) > 1:
-        summed = ", ".join(sorted(v for v in einsum.reduced if v not in seen))
-        also = f" ({summed} is summed)" if summed else ""
-        yield Problem(
-            f"{einsum.name} reduces with {' and '.join(sorted(operators))}{also}, in no defined order",
-            einsum.reductions[0].span,
-            "one operator for all reduced variables",
-            "Split it into two Einsums.",
-        )
+            seen.add(name)
 
 
 def _output(einsum: Einsum, scope: _Scope) -> Iterator[Problem]:

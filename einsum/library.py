@@ -60,5 +60,6 @@ def _shipped(name: str, folder: Path) -> Cascade:
     return parse_file(folder / f"{name}.casc")
 
 
+@cache
 def _names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder.glob("*.casc")))

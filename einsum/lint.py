@@ -18,7 +18,16 @@ def warnings(cascade: Cascade) -> tuple[Problem, ...]:
     """What a reader should know about a sound cascade; `errors.render` shows it with its lines."""
     values = let_values(cascade)
     cascade = replace(cascade, statements=tuple(written_out(s, values) for s in cascade.statements))
-    return tuple(chain(_summands(cascade), _unread(cascade), _mixed(cascade), _foreign(cascade), _heading(cascade)))
+    return tuple(
+        chain(
+            _summands(cascade),
+            _orders(cascade),
+            _unread(cascade),
+            _mixed(cascade),
+            _foreign(cascade),
+            _heading(cascade),
+        )
+    )
 
 
 def _summands(cascade: Cascade) -> Iterator[Problem]:
@@ -36,6 +45,17 @@ def _summands(cascade: Cascade) -> Iterator[Problem]:
                     f"{names} in every summand",
                     "Sum in an Einsum of its own first.",
                 )
+
+
+def _orders(cascade: Cascade) -> Iterator[Problem]:
+    """`X[m] = A[m,n,e] :: max(n)` sums over e first; the result depends on that order."""
+    for einsum in cascade.einsums:
+        named = [(r.op, v) for r in einsum.reductions for v in r.variables]
+        implied = [("+", v) for v in sorted(einsum.reduced - {v for _, v in named})]
+        if len({op for op, _ in implied + named}) > 1:
+            order = ", then ".join(f"{op}({v})" for op, v in implied + named)
+            message = f"{einsum.name} reduces in the order {order}"
+            yield Problem(message, einsum.reductions[0].span, hint="Two Einsums would show it.")
 
 
 def _terms(node: Expression) -> Iterator[Expression]:

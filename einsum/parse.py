@@ -14,6 +14,7 @@ from einsight.einsum.cursor import Cursor, FaultError, join, shown
 from einsight.einsum.errors import CascadeError, Problem, did_you_mean
 from einsight.einsum.expression import (
     REDUCERS,
+    Expression,
     Number,
     Span,
     Symbol,
