@@ -59,13 +59,19 @@ def application(chosen: str) -> typer.Typer:
     return app
 
 
-def _global_options(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         metadata = importlib.import_module("importlib.metadata")
         typer.echo(f"einsight {metadata.version('einsight')}")
         raise typer.Exit
+
+
+def _global_options(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    pass
 
 
 def _not_loaded() -> None:

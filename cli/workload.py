@@ -75,7 +75,7 @@ class Shape:
         mask: list[Any] = ["causal"] if self.causal else []
         if window := _optional(self.window, "--window"):
             mask.append({"window": window})
-        return Workload.attention(
+        made = Workload.attention(
             cascade=self.cascade or "one_pass",
             batch=whole(self.batch, "--batch"),
             heads=whole(self.heads, "--heads"),
@@ -89,6 +89,8 @@ class Shape:
             phase=self.phase,
             cache=self.cache or "cold",
         )
+        made.composed()  # as for a workload file: what the cascade cannot carry is refused before anything is predicted
+        return made
 
     @property
     def model_length(self) -> int:

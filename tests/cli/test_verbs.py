@@ -1,0 +1,220 @@
+"""What the verbs print and write, against closed forms and against each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Einsight = Callable[..., Any]
+SHAPE = ("--heads", "8", "--kv-heads", "2", "--seq", "4k", "--head-dim", "64")
+MODEL = {
+    "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": 6,
+    "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    file = tmp_path / "small.json"
+    file.write_text(json.dumps(MODEL), encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> str:
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        "name: small\ncascade: one_pass\nsizes: {b: 1, h: 8, g: 2, m: 4096, n: 4096, e: 64, f: 64}\ndtype: bf16\n"
+        "mask: [causal]\nphase: prefill\ntargets: [h100-sxm]\n",
+        encoding="utf-8",
+    )
+    return str(file)
+
+
+# Operation counts of FuseMax's cascades at M=6, N=16, E=5, F=7, N0=4, worked out from their definitions.
+M, N, E, F, N1 = 6, 16, 5, 7, 4
+TABLE = {
+    "naive": (2, {"macc": M * N * (E + F), "exp": M * N, "add": M * (N - 1), "div": M * N}),
+    "stable": (3, {"macc": M * N * (E + F), "max": M * (N - 1), "sub": M * N, "exp": M * N, "add": M * (N - 1),
+                   "div": M * N}),
+    "one_pass": (1, {"macc": M * N * (E + F), "mul": M * N1 * (1 + F), "max": M * N, "sub": M * (N + N1),
+                     "exp": M * (N + N1), "add": M * (N + N1 * F), "div": M * F}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_explain_counts_and_passes(einsight: Einsight, name: str) -> None:
+    size = "m=6,n=16,e=5,f=7" + (",n0=4" if name == "one_pass" else "")
+    found = einsight("explain", name, "--size", size, "--json").json
+    assert (found["total_passes"], found["counts"]) == TABLE[name]
+    summed: dict[str, int] = {}
+    for part in found["counts_by_einsum"].values():
+        for klass, number in part.items():
+            summed[klass] = summed.get(klass, 0) + number
+    assert summed == found["counts"]
+
+
+def test_explain_names_the_tile_it_assumes(einsight: Einsight) -> None:
+    sizes = einsight("explain", "one_pass", "--size", "m=6,n=1000,e=5,f=7", "--json").json["sizes"]
+    assert (sizes["N0"], sizes["N1"]) == (128, 8)
+
+
+def test_explain_without_sizes_gives_formulas(einsight: Einsight) -> None:
+    counts = einsight("explain", "stable", "--json").json["counts"]
+    assert counts["macc"] == "M*N*(E + F)" and counts["max"] == "M*(N - 1)"
+
+
+def test_explain_workload_is_the_composed_cascade(einsight: Einsight, workload: str) -> None:
+    found = einsight("explain", workload, "--json").json
+    assert found["sizes"]["J"] == 4
+    assert "n1*N0+n0 <= m+N-M" in found["text"]
+    assert found["counts_by_einsum"]["BQK"] == {"macc": 8 * 64 * (4096 * 4097 // 2)}
+
+
+def test_explain_dot_is_a_graph_of_the_einsums(einsight: Einsight) -> None:
+    out = einsight("explain", "stable", "--dot").out
+    assert out.startswith('digraph "stable" {') and out.rstrip().endswith("}")
+    assert '"QK" -> "SN";' in out and '"V" -> "AV";' in out
+
+
+def test_cascades_print_back_what_they_are(einsight: Einsight, tmp_path: Path) -> None:
+    text = einsight("cascades", "one_pass").out
+    copy = tmp_path / "copy.casc"
+    copy.write_text(text, encoding="utf-8")
+    assert einsight("cascades", str(copy)).out == text
+
+
+def test_hardware_lists_and_shows(einsight: Einsight) -> None:
+    listed = {h["name"]: h for h in einsight("hardware", "--json").json}
+    shown = einsight("hardware", "h200-sxm", "--json").json
+    assert shown["hbm_bytes_per_s"]["value"] == listed["h200-sxm"]["hbm_bytes_per_s"] == 4.8e12
+    assert all(q["source"] for q in shown.values() if isinstance(q, dict) and "source" in q)
+    assert "4.8 TB/s" in einsight("hardware", "h200-sxm").out
+
+
+def test_flags_file_and_model_agree(einsight: Einsight, workload: str, model: str) -> None:
+    """The same attention said three ways: one key, one time."""
+    (flags,) = einsight("simulate", *SHAPE, "--causal", "--target", "h100-sxm", "--json").json
+    (file,) = einsight("simulate", workload, "--json").json
+    (layer,) = einsight("simulate", "--model", model, "--seq", "4k", "--target", "h100-sxm", "--json").json
+    assert flags["key"] == file["key"] == layer["key"]
+    assert flags["time_s"] == file["time_s"] == layer["time_s"]
+    assert layer["layers"] == 6 and layer["time_all_layers_s"] == pytest.approx(6 * layer["time_s"])
+
+
+def test_layers_with_windows_are_summed(einsight: Einsight, tmp_path: Path) -> None:
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = MODEL | {"num_hidden_layers": 3, "sliding_window": 512, "layer_types": kinds}
+    file = tmp_path / "mixed.json"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    one, two = einsight("simulate", "--model", str(file), "--seq", "8k", "--target", "b200", "--json").json
+    windowed, full = (one, two) if "window" in one["workload"] else (two, one)
+    assert windowed["time_s"] < full["time_s"]
+    total = 2 * windowed["time_s"] + full["time_s"]
+    assert windowed["time_all_layers_s"] == full["time_all_layers_s"] == pytest.approx(total)
+
+
+def test_model_says_what_is_left_out(einsight: Einsight, model: str) -> None:
+    out = einsight("simulate", "--model", model, "--phase", "decode", "--seq", "4k", "--target", "h100-sxm").out
+    assert "projections and feed-forward layers are not included" in out and "all 6 layers" in out
+
+
+def test_decode_has_one_query_per_sequence(einsight: Einsight) -> None:
+    words = ("simulate", *SHAPE, "--batch", "4", "--phase", "decode", "--target", "h100-sxm", "--json")
+    (found,) = einsight(*words).json
+    assert found["flops"]["matmul"] == 4 * (4 * 8 * 1 * 4096 * 64)
+
+
+def test_table_has_a_column_per_target_and_every_line(einsight: Einsight) -> None:
+    out = einsight("simulate", *SHAPE, "--target", "h100-sxm", "--target", "b200").out
+    labels = "limited by|matmul work|achieved|HBM traffic|intensity|passes|energy|upper bound|h100-sxm|b200"
+    for label in ("time (90 %)", "speedup over dense unfused", "speedup over dense fused", *labels.split("|")):
+        assert label in out, label
+
+
+def test_sweep_agrees_with_single_predictions(einsight: Einsight) -> None:
+    words = ("simulate", *SHAPE, "--target", "h100-sxm", "--target", "b200", "--json")
+    found = einsight(*words, "--sweep", "n=1k,4k,16k", "--within", "1 ms").json
+    at_4k = {p["target"]: p["time_s"] for p in einsight(*words).json}
+    for curve in found["curves"]:
+        assert curve["values"] == [1024, 4096, 16384]
+        assert curve["time_s"][1] == pytest.approx(at_4k[curve["target"]], rel=1e-9)
+        fits = [v for v, t in zip(curve["values"], curve["time_s"], strict=True) if t <= 1e-3]
+        assert found["largest_within"][curve["target"]] == max(fits, default=None)
+    fastest = min(found["curves"], key=lambda c: c["time_s"][0])["target"]
+    assert found["fastest"][0] == {"from": 1024, "target": fastest}
+
+
+@pytest.mark.parametrize("extra", [(), ("--sweep", "n=1k:4k")])
+def test_plot_writes_a_picture(einsight: Einsight, tmp_path: Path, extra: tuple[str, ...]) -> None:
+    picture = tmp_path / "picture.svg"
+    assert einsight("simulate", *SHAPE, "--target", "h100-sxm", *extra, "--plot", str(picture)).code == 0
+    assert picture.read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_report_is_one_page_with_all_predictions(einsight: Einsight, tmp_path: Path, workload: str) -> None:
+    made = einsight(
+        "report", str(tmp_path / "new" / "out"), workload, "--target", "h100-sxm", "--target", "b200", "--json"
+    ).json
+    page = Path(made["page"]).read_text(encoding="utf-8")
+    assert [p["target"] for p in made["predictions"]] == ["h100-sxm", "b200"]
+    for section in ("predictions", "rooflines", "bounds", "passes", "sources"):
+        assert f'<section id="{section}">' in page
+    assert "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page
+
+
+def test_report_without_workloads_shows_an_example(einsight: Einsight, tmp_path: Path) -> None:
+    made = einsight("report", str(tmp_path), "--json").json
+    assert {p["target"] for p in made["predictions"]} == {"h100-sxm", "h200-sxm", "b200"}
+
+
+def test_doctor_finds_the_reference_folder(einsight: Einsight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "measured").mkdir()
+    monkeypatch.setenv("EINSIGHT_REFERENCE", str(tmp_path))
+    found = einsight("doctor", "--json").json
+    assert found["reference"] == {"folder": str(tmp_path), "found": ["measured"]}
+    assert set(found["extras"]) == {"gpu", "tune", "dev"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "--heads"),
+        (("--heads", "8"), "--seq"),
+        (("--heads", "8", "--seq", "4k"), "--target"),
+        (("--heads", "8", "--seq", "4kk", "--target", "h100-sxm"), "4kk"),
+        (("--heads", "8", "--kv-heads", "3", "--seq", "4k", "--target", "h100-sxm"), "divisor"),
+        ((*SHAPE, "--target", "h100"), "h100-sxm"),
+        ((*SHAPE, "--target", "h100-sxm:flash9"), "flash9"),
+        ((*SHAPE, "--target", "h100-sxm", "--dtype", "int8"), "int8"),
+        ((*SHAPE, "--target", "h100-sxm", "--phase", "train"), "train"),
+        ((*SHAPE, "--target", "h100-sxm", "--bias", "albi"), "alibi"),
+        ((*SHAPE, "--target", "h100-sxm", "--cascade", "linear", "--causal"), "linear"),
+        ((*SHAPE, "--target", "h100-sxm", "--sweep", "n=4"), "--sweep"),
+        ((*SHAPE, "--target", "h100-sxm", "--sweep", "z=1:4"), "z"),
+        ((*SHAPE, "--target", "h100-sxm", "--within", "1 ms"), "--within"),
+        ((*SHAPE, "--target", "h100-sxm", "--sweep", "n=1k:4k", "--within", "fast"), "fast"),
+        ((*SHAPE, "--target", "h100-sxm", "--plot", "picture.gif"), ".svg"),
+        (("absent.yaml",), "absent.yaml"),
+        (("absent.yaml", "--heads", "8"), "--heads"),
+        (("--model", "absent.json", "--seq", "4k", "--target", "b200"), "absent.json"),
+        (("--model", "absent.json", "--heads", "4"), "--heads"),
+        (("--model", "absent.json", "absent.yaml"), "--model"),
+    ],
+)  # fmt: skip
+def test_bad_simulations_say_what_is_wrong(einsight: Einsight, words: tuple[str, ...], said: str) -> None:
+    ran = einsight("simulate", *words)
+    assert ran.code == 2 and said in ran.err
+    assert ran.out == ""
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[]", "{}", '{"hidden_size": "x"}', "\x00\xff"])
+def test_broken_model_files(einsight: Einsight, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text, encoding="utf-8")
+    ran = einsight("simulate", "--model", str(file), "--seq", "4k", "--target", "b200")
+    assert ran.code == 2 and str(file) in ran.err
