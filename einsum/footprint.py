@@ -69,6 +69,17 @@ class Footprint:
         costs: dict[str, Cost] = {p: getattr(self, p) for p in POLICIES}
         return costs[name]
 
+    def __str__(self) -> str:
+        """One line a policy; for figures of one block and tile, not arrays."""
+        rows = [f"{'compulsory':<11}{_binary(self.compulsory_bytes):>12}"]
+        for name in POLICIES:
+            cost = self.policy(name)
+            row = f"{name:<11}{_binary(cost.traffic_bytes):>12} with a buffer of {_binary(cost.buffer_bytes)}"
+            if self.extra and name in ("recompute", "resident"):
+                row += ", again " + ", ".join(f"{k} {v:.3g}" for k, v in self.extra.items())
+            rows.append(row)
+        return "\n".join([*rows, f"{'unfused':<11}{_binary(self.unfused_bytes):>12}"])
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -141,6 +152,13 @@ def least_traffic(points: Iterable[Point], buffer_bytes: float) -> Point | None:
     """The point of a curve with the least traffic that fits; None when not even the smallest buffer does."""
     fitting = [p for p in points if p.buffer_bytes <= buffer_bytes]
     return min(fitting, key=lambda p: p.traffic_bytes, default=None)
+
+
+def _binary(count: float) -> str:
+    """Bytes with a binary unit: 16.02 GiB."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(max(int(count).bit_length() - 1, 0) // 10, len(units) - 1)
+    return f"{count / 2 ** (10 * power):.{2 if power else 0}f} {units[power]}"
 
 
 def _powers(limit: int) -> list[int]:

@@ -226,6 +226,24 @@ def test_an_input_read_again_by_a_later_pass_is_live_too() -> None:
     assert found.recompute.by_tensor["X"] == found.spill.by_tensor["X"] == 10 * (1 + 2)  # the sum itself only once
 
 
+def test_the_fullest_border_between_passes_counts() -> None:
+    body = (
+        "S[m,n] = Q[m] * X[n]\nG[m] = S[m,n] :: max(n)\nA[m,n] = exp(S[m,n] - G[m])\nB[m,n] = S[m,n] * G[m]\n"
+        "D[m] = A[m,n] + B[m,n]\nZ[m] = A[m,n] * B[m,n] * D[m]\n"
+    )
+    cascade = parse(f"cascade c\nrank M, N\nin X[n]\nin Q[m]\nout Z[m]\n\n{body}")
+    found = footprint(cascade, {"m": 4, "n": 10}, 2, widths=1)
+    assert found.buffer.buffer_bytes - found.recompute.buffer_bytes == 2 * (2 * 10)  # S at the first, A and B then
+    assert found.spill.traffic_bytes - found.buffer.traffic_bytes == 3 * 2 * (4 * 10)
+    assert found.extra == {"mul": 3 * 4 * 10, "exp": 4 * 10, "sub": 4 * 10}  # S twice, B, and A once
+
+
+def test_the_report_names_every_policy() -> None:
+    report = str(of("stable", LONG, 128))
+    assert [line.split()[0] for line in report.splitlines()] == ["compulsory", *POLICIES, "unfused"]
+    assert "16.02 GiB" in report and "macc" in report
+
+
 def test_widths_by_tensor_and_the_missing_one() -> None:
     widths = {"Q": 2, "K": 1, "V": 1, "AV": 2}
     with pytest.raises(ValueError, match="tensor QK of cascade stable has no width"):

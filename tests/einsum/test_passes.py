@@ -194,6 +194,25 @@ def test_small_cascades(body: str, passes: dict[str, int]) -> None:
     assert oracle.passes(cascade(body), {"M": 2, "N": 5, "E": 2}) == passes
 
 
+@pytest.mark.parametrize(
+    ("body", "passes"),
+    [
+        # one key of each tile is no traversal, although every tile gives one
+        ("T[n1,n0] = X[n1*N0+n0] * 2\nL[n1] = T[n1,0] * 2\nS[] = L[n1]\nZ[m] = X[n1*N0+n0] * S[] * Q[m]", {"X": 1}),
+        ("T[n1,n0] = X[n1*N0+n0] * 2\nL[n1] = T[n1,n0]\nS[] = L[n1]\nZ[m] = X[n1*N0+n0] * S[] * Q[m]", {"X": 2}),
+        # the whole rank and its chunks are the same coordinate
+        ("T[n] = X[n] * 2\nL[n1] = T[n1*N0+n0] :: max(n0)\nZ[m] = T[n1*N0+n0] * L[n1] * Q[m]", {"X": 1}),
+        ("T[n] = X[n] * 2\nL[] = T[n1*N0+n0] :: max(n1,n0)\nZ[m] = T[n] * L[] * Q[m]", {"X": 2}),
+    ],
+)
+def test_small_tiled_cascades(body: str, passes: dict[str, int]) -> None:
+    tiled = cascade(body, "rank M, N = N1 * N0\nin X[n]\nin Q[m]\nout Z[m]")
+    found = analyse(tiled)
+    assert dict(found.passes) == passes
+    assert not found.assumed
+    assert oracle.passes(tiled, {"M": 2, "N": 6, "N1": 3, "N0": 2}) == passes
+
+
 def test_the_gradient_needs_one_pass_less_when_its_row_sum_is_taken_over_the_output() -> None:
     header = "rank M, N, E, F\nin Q[m,e] K[n,e] V[n,f] L[m] O[m,f] DO[m,f]\nout DQ[m,e]"
     scores = "S[m,n] = Q[m,e] * K[n,e]\nP[m,n] = exp(S[m,n] - L[m])\nDP[m,n] = DO[m,f] * V[n,f]\n"
