@@ -17,7 +17,7 @@ from einsight.sim.hardware import Gpu
 from einsight.sim.mapping import Mapping, choose_splits, choose_tile
 from einsight.sim.mask import Mask
 from einsight.sim.plan import Plan, head_dim, key_bytes, mask_operations, row_bytes
-from einsight.sim.schedule import Array
+from einsight.sim.schedule import ONE, ZERO, Array
 from einsight.sim.tiles import touched_keys
 from einsight.sim.work import KEY, QUERY
 
@@ -41,12 +41,9 @@ def estimate(
     cases, notes = build_cases(plan, mask, sizes, warm, gpu, family, mapping)
     times = tuple(kernel_time(work, cases, gpu, family) for work in plan.works)
     names = dict.fromkeys(name for t in times for name in t.bounds_s)
-    shape = cases.block_m.shape
-    bounds = {
-        n: np.broadcast_to(sum((t.bounds_s[n] for t in times if n in t.bounds_s), np.zeros(())), shape) for n in names
-    }
-    total = np.broadcast_to(sum((t.time_s for t in times), np.zeros(())), shape)
-    return Estimate(total, bounds, times, cases, notes)
+    none = np.zeros(cases.block_m.shape)
+    bounds = {n: sum((t.bounds_s[n] for t in times if n in t.bounds_s), none) for n in names}
+    return Estimate(sum((t.time_s for t in times), none), bounds, times, cases, notes)
 
 
 def build_cases(
@@ -114,7 +111,7 @@ def _tiles(
 def masking_steps(mask: Mask, rows: Array, block_n: Array) -> Array:
     """Tiles at the end of a block's run that take the masked code path, whatever the sizes, as kernels are written: the
     last one for the end of the keys and, under causality, those that the diagonal of `rows` queries can cut."""
-    return 1.0 + (np.ceil(rows / block_n) if mask.causal else 0.0)
+    return ONE + (np.ceil(rows / block_n) if mask.causal else ZERO)
 
 
 def _split_choice(

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
 from einsight.einsum.ir import Tensor
 from einsight.sim.family import Family
-from einsight.sim.hardware import Gpu
-from einsight.sim.schedule import Array, makespan
 from einsight.sim.grid import Tiles
+from einsight.sim.hardware import Gpu
+from einsight.sim.schedule import ONE, ZERO, Array, makespan
 from einsight.sim.traffic import OUTER, Cache, elements, hbm_bytes
-from einsight.sim.work import KEY, QUERY, KernelWork, Share, Sweep
+from einsight.sim.work import KEY, QUERY, KernelWork, Share, Sweep, costs_of
 
 PARTIAL_BYTES = 4
 """Partial results of a split run are fp32."""
@@ -88,7 +89,7 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     at = tile_sizes(cases)
     swept = [_tile(sweep, at, cases, gpu, family) for sweep in work.sweeps]
     rounds = [np.maximum(t.alone, resident * t.widest) for t in swept]
-    per_tile = sum(rounds, np.zeros(()))
+    per_tile = sum(rounds, ZERO)
     masked = cases.mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * resident
     fixed = family.constant("block_cycles") + _block_cycles(work, at, cases, gpu)
 
@@ -101,7 +102,7 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     )
     total = np.clip(total, count * shortest, count * longest)
     cycles = makespan(count, total, longest, shortest, slots, cases.persistent)
-    return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, longest, slots, masked)
+    return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, longest, slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,41 +121,39 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
     peak = _unit_cycles(sweep.share, at, cases, gpu)
     scores = cases.block_m * cases.block_n
     peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * scores / arch.vector_ops_per_cycle.value
-    loaded = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams), np.zeros(()))
+    loaded = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams), ZERO)
     shared = loaded * (1.0 + np.ceil(cases.block_m / family.operand_rows))
     peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
     peak["L2"] = loaded / arch.l2_bytes_per_cycle.value
     real = {**peak, "tensor cores": peak["tensor cores"] / family.constant("mma_efficiency")}
-    stacked = np.stack(np.broadcast_arrays(*real.values()))
-    widest = stacked.max(axis=0)
-    alone = widest + family.constant("unhidden") * (stacked.sum(axis=0) - widest)
+    widest = reduce(np.maximum, real.values())
+    alone = widest + family.constant("unhidden") * (sum(real.values(), ZERO) - widest)
     return _TileCost(peak, alone, widest, loaded, shared)
 
 
 def _unit_cycles(share: Share, at: Mapping[str, Array], cases: Cases, gpu: Gpu) -> dict[str, Array]:
     """Cycles per SM at full rate of the arithmetic of some Einsums at the sizes `at`."""
-    arch = gpu.architecture
+    arch, costs = gpu.architecture, costs_of(gpu.architecture.operators)
     padded = {r: np.ceil(v / MMA_GRANULE) * MMA_GRANULE if r in PADDED else v for r, v in at.items()}
-    rate = gpu.tensor_flops_per_cycle[cases.dtype].value
     return {
-        "tensor cores": _array(2.0 * share.matmul(padded) / rate),  # type: ignore[operator]
-        "special functions": _array(share.units(at, arch.operators, "special")) / arch.special_ops_per_cycle.value,
-        "fp32 pipe": _array(share.units(at, arch.operators, "vector")) / arch.vector_ops_per_cycle.value,
+        "tensor cores": 2.0 * share.matmul().at(padded) / gpu.tensor_flops_per_cycle[cases.dtype].value,
+        "special functions": share.unit(costs, "special").at(at) / arch.special_ops_per_cycle.value,
+        "fp32 pipe": share.unit(costs, "vector").at(at) / arch.vector_ops_per_cycle.value,
     }
 
 
 def _block_cycles(work: KernelWork, at: Mapping[str, Array], cases: Cases, gpu: Gpu) -> Array:
     """Once per block: resident tensors in, results out, and the Einsums outside the sweeps, one after the other."""
-    moved = sum((elements(t, at) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), np.zeros(()))
+    moved = sum((elements(t, at) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), ZERO)
     once = _unit_cycles(work.block, at, cases, gpu)
-    return moved / gpu.architecture.l2_bytes_per_cycle.value + sum(once.values(), np.zeros(()))
+    return moved / gpu.architecture.l2_bytes_per_cycle.value + sum(once.values(), ZERO)
 
 
 def grid_extents(work: KernelWork, cases: Cases) -> list[tuple[str, Array]]:
     """The grid's dimensions, slowest first. Packed query heads share a block, so `J` has extent 1 there."""
     s = cases.sizes
-    j = np.where(cases.pack, 1.0, s["J"]) if work.grid == "query" else np.ones(())
-    rows = cases.tiles.blocks if work.grid == "query" else np.ones(())
+    j = np.where(cases.pack, 1.0, s["J"]) if work.grid == "query" else ONE
+    rows = cases.tiles.blocks if work.grid == "query" else ONE
     return [("B", s["B"]), ("G", s["G"]), ("J", j), (QUERY, rows)]
 
 
@@ -168,24 +167,24 @@ def _key_tiles(cases: Cases) -> Tiles:
 def tile_sizes(cases: Cases) -> dict[str, Array]:
     """Sizes at which a formula gives the work of one tile of one head: M = block_m, N = block_n, one chunk of each."""
     at = dict(cases.sizes)
-    at |= {rank: np.ones(()) for rank in OUTER}
+    at |= dict.fromkeys(OUTER, ONE)
     at |= {QUERY: cases.block_m, KEY: cases.block_n}
     for rank, tile in ((QUERY, cases.block_m), (KEY, cases.block_n)):
-        at |= {f"{rank}0": tile, f"{rank}1": np.ones(())}
+        at |= {f"{rank}0": tile, f"{rank}1": ONE}
     return at
 
 
 def _assemble(
     work: KernelWork, cases: Cases, gpu: Gpu, family: Family, swept: list[_TileCost], extents: list[tuple[str, Array]],
-    replicas: Array, tiles: Tiles, cycles: Array, longest: Array, slots: Array, masked: Array,
+    replicas: Array, tiles: Tiles, cycles: Array, longest: Array, slots: Array,
 ) -> KernelTime:  # fmt: skip
     arch, clock, sms = gpu.architecture, gpu.boost_hz.value, gpu.sms.value
     run = tiles.total * replicas
     far = memory_bytes(work, cases, gpu, family, extents, slots)
-    near = sum((t.stream_bytes for t in swept), np.zeros(())) * run + _resident_bytes(work, cases, replicas, tiles)
+    near = sum((t.stream_bytes for t in swept), ZERO) * run + _resident_bytes(work, cases, replicas, tiles)
     partial = _partial_bytes(work, cases)
     bounds = {
-        unit: sum((t.peak[unit] for t in swept), np.zeros(())) * run / sms / clock
+        unit: sum((t.peak[unit] for t in swept), ZERO) * run / sms / clock
         for unit in ("tensor cores", "special functions", "fp32 pipe", "shared memory")
     }
     bounds["L2"] = near / (arch.l2_bytes_per_cycle.value * sms * clock)
@@ -198,25 +197,25 @@ def _assemble(
     merge = merge + 2.0 * partial / (arch.l2_bytes_per_cycle.value * sms * clock)
     bounds["launch"] = family.constant("launch_s") + np.where(cases.splits > 1, family.constant("combine_s"), 0.0)
     time = time + merge + family.constant("launch_s")
-    shared = sum((t.shared_bytes for t in swept), np.zeros(())) * run
+    shared = sum((t.shared_bytes for t in swept), ZERO) * run
     return KernelTime(work.name, time, bounds, far, near + 2.0 * partial, shared, {})
 
 
 def _resident_bytes(work: KernelWork, cases: Cases, replicas: Array, tiles: Tiles) -> Array:
     at = tile_sizes(cases)
-    per_block = sum((elements(t, at) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), np.zeros(()))
+    per_block = sum((elements(t, at) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), ZERO)
     return per_block * tiles.blocks * replicas * cases.splits
 
 
 def _partial_bytes(work: KernelWork, cases: Cases) -> Array:
     """What the parts of a split run write for the merge: the running state of every row, once per part."""
-    state = sum((elements(t, _one_step(cases.sizes)) for t in work.state), np.zeros(()))
+    state = sum((elements(t, _one_step(cases.sizes)) for t in work.state), ZERO)
     return np.where(cases.splits > 1, state * PARTIAL_BYTES * cases.splits, 0.0)
 
 
 def _one_step(sizes: Mapping[str, Array]) -> dict[str, Array]:
     """The sizes with the chunked key rank at one chunk: of an iterative tensor only the current step is held."""
-    return {**sizes, f"{KEY}1": np.ones(()), f"{KEY}0": sizes[KEY]}
+    return {**sizes, f"{KEY}1": ONE, f"{KEY}0": sizes[KEY]}
 
 
 def memory_bytes(
@@ -224,23 +223,23 @@ def memory_bytes(
 ) -> Array:
     """Bytes from and to HBM of one fused kernel."""
     cache = Cache(gpu.l2_bytes.value)
-    inputs: dict[Tensor, float] = {t: 1.0 for t in work.residents}
+    inputs: dict[Tensor, float] = dict.fromkeys(work.residents, 1.0)
     for sweep in work.sweeps:
         for tensor in sweep.streams:
             inputs[tensor] = inputs.get(tensor, 0.0) + 1.0
-    out = sum((elements(t, cases.sizes) * cases.widths[t.name] for t in work.outputs), np.zeros(()))
-    whole = out + sum((_whole(t, cases) for t in inputs), np.zeros(()))
+    out = sum((elements(t, cases.sizes) * cases.widths[t.name] for t in work.outputs), ZERO)
+    whole = out + sum((_whole(t, cases) for t in inputs), ZERO)
     first = np.where(cases.warm, cache.miss(whole), 1.0)
     total = out * first
     for tensor, sweeps in inputs.items():
-        touched = cases.touched if KEY in tensor.ranks else np.ones(())
+        touched = cases.touched if KEY in tensor.ranks else ONE
         width = cases.widths[tensor.name]
         total = total + hbm_bytes(tensor, extents, slots, cases.sizes, width, sweeps, touched, first, cache)
     return total
 
 
 def _whole(tensor: Tensor, cases: Cases) -> Array:
-    touched = cases.touched if KEY in tensor.ranks else np.ones(())
+    touched = cases.touched if KEY in tensor.ranks else ONE
     return elements(tensor, cases.sizes) * cases.widths[tensor.name] * touched
 
 
@@ -252,16 +251,14 @@ def _streaming(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Kern
     arch, clock, sms = gpu.architecture, gpu.boost_hz.value, gpu.sms.value
     cache = Cache(gpu.l2_bytes.value)
     sizes = whole_sizes(cases)
-    moved = sum((elements(t, sizes) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), np.zeros(()))
+    moved = sum((elements(t, sizes) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), ZERO)
     far = moved * np.where(cases.warm, cache.miss(moved), 1.0)
     cycles = _unit_cycles(work.block, sizes, cases, gpu)
     bounds = {unit: c / sms / clock for unit, c in cycles.items()}
     bounds["L2"] = moved / (arch.l2_bytes_per_cycle.value * sms * clock)
     bounds["HBM"] = far / gpu.hbm_bytes_per_s.value
-    compute = np.max(np.stack(np.broadcast_arrays(
-        bounds["tensor cores"] / family.constant("mma_efficiency"), bounds["special functions"], bounds["fp32 pipe"],
-        bounds["L2"],
-    )), axis=0)  # fmt: skip
+    products = bounds["tensor cores"] / family.constant("mma_efficiency")
+    compute = reduce(np.maximum, (products, bounds["special functions"], bounds["fp32 pipe"], bounds["L2"]))
     memory = bounds["HBM"] / family.constant("hbm_fraction")
     time = np.maximum(compute, memory) + family.constant("unhidden_memory") * np.minimum(compute, memory)
     bounds["launch"] = np.full_like(time, family.constant("launch_s"))
@@ -277,11 +274,7 @@ def whole_sizes(cases: Cases) -> dict[str, Array]:
 
 
 def _product(values: list[Array]) -> Array:
-    total: Array = np.ones(())
+    total: Array = ONE
     for value in values:
         total = total * value
     return total
-
-
-def _array(value: object) -> Array:
-    return np.asarray(value, dtype=np.float64)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from einsight.sim.mask import Mask
 from einsight.sim.schedule import Array
-from einsight.sim.tiles import average_tiles, tile_histogram
+from einsight.sim.tiles import Ints, average_tiles, tile_histogram
 
 FEW = 32
 """Up to this many cases every block of every case is counted; longer sweeps over band masks take evenly spaced blocks."""
@@ -38,13 +38,16 @@ def grid_of(mask: Mask, m: Array, n: Array, block_m: Array, block_n: Array, pack
     """Tiles of each case. `pack`: query heads that share a tile's rows (1 when they do not)."""
     sizes = np.broadcast_arrays(m, n, block_m, block_n, pack)
     cases = np.stack([np.ravel(x) for x in sizes], axis=1).astype(np.int64)
+    if len(cases) == 1:
+        return _each(mask, cases)
     distinct, inverse = np.unique(cases, axis=0, return_inverse=True)
     found = _each(mask, distinct) if len(distinct) <= FEW or mask.gna or mask.blocks else _many(mask, distinct)
-    columns = [c[inverse.ravel()].reshape(sizes[0].shape) for c in found[:7]]
-    return Tiles(*columns, exact=found[7])
+    at, shape = inverse.ravel(), sizes[0].shape
+    values = {f.name: getattr(found, f.name) for f in fields(Tiles)}
+    return Tiles(**{k: v if k == "exact" else v[at].reshape(shape) for k, v in values.items()})
 
 
-def _each(mask: Mask, cases: np.ndarray) -> tuple:  # type: ignore[type-arg]
+def _each(mask: Mask, cases: Ints) -> Tiles:
     rows, exact = [], True
     for m, n, block_m, block_n, pack in cases.tolist():
         h = tile_histogram(mask, m, n, block_m, block_n, pack)
@@ -55,13 +58,15 @@ def _each(mask: Mask, cases: np.ndarray) -> tuple:  # type: ignore[type-arg]
             h.blocks[live].sum(), h.total @ h.blocks, h.masked @ h.blocks,
             h.total[most], h.masked[most], h.total[least], h.masked[least],
         ))  # fmt: skip
-    return (*np.array(rows, dtype=np.float64).T, exact)
+    a, b, c, d, e, f, g = np.array(rows, dtype=np.float64).T
+    return Tiles(a, b, c, d, e, f, g, exact)
 
 
-def _many(mask: Mask, cases: np.ndarray) -> tuple:  # type: ignore[type-arg]
+def _many(mask: Mask, cases: Ints) -> Tiles:
     """Means and extremes over evenly spaced blocks; exact where a case has no more than these."""
     m, n, block_m, block_n, pack = cases.T
     mean = average_tiles(mask, m, n, block_m, block_n, pack)
     blocks = mean.blocks.astype(np.float64)
     total = np.maximum(mean.total * blocks, mean.longest[0])
-    return blocks, total, mean.masked * blocks, *mean.longest, *mean.shortest, False
+    ends = [x.astype(np.float64) for x in (*mean.longest, *mean.shortest)]
+    return Tiles(blocks, total, mean.masked * blocks, ends[0], ends[1], ends[2], ends[3], exact=False)

@@ -117,6 +117,7 @@ _GPU_QUANTITIES = {
 _ON_CHIP = frozenset({"shared_memory", "shared_memory_per_block", "l2"})  # powers of two: MB would be 5 % wrong
 
 
+@cache
 def names() -> tuple[str, ...]:
     """The shipped targets, sorted."""
     return tuple(sorted(path.stem for path in PROFILES.glob("*.yaml")))

@@ -72,10 +72,9 @@ def occupancy(arch: Architecture, shared: Array, warps: int, registers_per_threa
     registers = np.ceil(registers_per_thread / 8) * 8 * warps * arch.warp_threads  # allocated in steps of 8 per thread
     fits = np.floor(arch.shared_bytes.value / (shared + reserved))
     fits = np.where(shared > arch.shared_bytes_per_block.value, 0.0, fits)
-    return np.minimum(
-        np.minimum(fits, np.floor(arch.registers.value / registers)),
-        min(arch.blocks.value, arch.warps.value // warps),
-    )
+    limits = min(np.floor(arch.registers.value / registers), arch.blocks.value, arch.warps.value // warps)
+    blocks: Array = np.minimum(fits, limits)
+    return blocks
 
 
 def why_illegal(mapping: Mapping, resources: Resources, arch: Architecture) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import reduce
 
 import numpy as np
 
@@ -13,17 +13,21 @@ from einsight.einsum.expression import OPERATORS, Apply, variables, walk
 from einsight.einsum.ir import Cascade, Tensor
 from einsight.einsum.passes import PassAnalysis, analyse
 from einsight.einsum.resolve import resolve
-from einsight.sim.hardware import Architecture
+from einsight.sim.hardware import DTYPE_BYTES, Architecture
 from einsight.sim.mask import Mask
 from einsight.sim.mask_predicate import predicate
-from einsight.sim.schedule import Array
+from einsight.sim.schedule import ONE, ZERO, Array
 from einsight.sim.traffic import OUTER, elements
-from einsight.sim.work import KEY, QUERY, KernelWork, kernels
+from einsight.sim.work import KEY, QUERY, KernelWork, kernels, walks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What the models need of one workload, sizes aside. `widths`: bytes per element of every tensor."""
+    """What the models need of one workload, sizes aside.
+
+    widths  bytes per element of every tensor
+    pairs   Einsums that walk queries and keys: a mask thins them out
+    """
 
     cascade: Cascade
     works: tuple[KernelWork, ...]
@@ -31,6 +35,7 @@ class Plan:
     passes: PassAnalysis
     widths: Mapping[str, float]
     dtype: str
+    pairs: frozenset[str]
 
     @property
     def main(self) -> KernelWork:
@@ -43,23 +48,16 @@ class Plan:
         return len(self.main.sweeps) == 1
 
 
-def plan(cascade: Cascade, fused: bool, dtypes: Mapping[str, str], default: str, byte: Mapping[str, float]) -> Plan:
-    """The plan of a composed, unmasked cascade. `dtypes`: by input tensor, `default` for the rest; `byte`: per dtype."""
-    return _plan(cascade, fused, tuple(sorted(dtypes.items())), default, tuple(sorted(byte.items())))
-
-
-@lru_cache(maxsize=256)
-def _plan(
-    cascade: Cascade, fused: bool, dtypes: tuple[tuple[str, str], ...], default: str, byte: tuple[tuple[str, float], ...]
-) -> Plan:
-    of, size = dict(dtypes), dict(byte)
+def plan(cascade: Cascade, fused: bool, dtypes: Mapping[str, str], default: str) -> Plan:
+    """The plan of a composed, unmasked cascade. `dtypes`: element types by input tensor, `default` for the rest."""
     resolved = resolve(cascade)
     names = {t.name for t in (*resolved.inputs, *resolved.outputs)} | {e.name for e in resolved.einsums}
-    widths = {name: size[of.get(name, default)] for name in names}
+    widths = {name: DTYPE_BYTES[dtypes.get(name, default)] for name in names}
     operands = {a.tensor for e in resolved.einsums for a in e.reads if _in_matmul(resolved, e.name)}
-    used = [of.get(t.name, default) for t in resolved.inputs if t.name in operands]
-    dtype = max(used or [default], key=lambda d: size[d])
-    return Plan(resolved, kernels(resolved, fused), count(resolved), analyse(resolved, KEY), widths, dtype)
+    used = [dtypes.get(t.name, default) for t in resolved.inputs if t.name in operands]
+    dtype = max(used or [default], key=lambda d: DTYPE_BYTES[d])
+    pairs = frozenset(e.name for e in resolved.einsums if walks(resolved, e, QUERY) and walks(resolved, e, KEY))
+    return Plan(resolved, kernels(resolved, fused), count(resolved), analyse(resolved, KEY), widths, dtype, pairs)
 
 
 def _in_matmul(cascade: Cascade, einsum: str) -> bool:
@@ -78,14 +76,14 @@ def key_bytes(plan: Plan, sizes: Mapping[str, Array]) -> Array:
         _sum(elements(t, _unit(sizes)) * plan.widths[t.name] for t in s.streams if QUERY not in t.ranks)
         for s in plan.main.sweeps
     ]
-    return np.maximum.reduce(np.broadcast_arrays(*per_sweep)) if per_sweep else np.zeros(())
+    return reduce(np.maximum, per_sweep, ZERO)
 
 
 def head_dim(plan: Plan, sizes: Mapping[str, Array]) -> Array:
     """The widest feature vector of a query or a key: what tile tables are indexed by."""
-    wide = {t for t in (*plan.main.residents, *(t for s in plan.main.sweeps for t in s.streams))}
+    wide = {*plan.main.residents, *(t for s in plan.main.sweeps for t in s.streams)}
     per_tensor = [elements(t, _unit(sizes)) for t in wide if len(_features(t)) == 1]
-    return np.maximum.reduce(np.broadcast_arrays(np.ones(()), *per_tensor))
+    return reduce(np.maximum, per_tensor, ONE)
 
 
 def _features(tensor: Tensor) -> list[str]:
@@ -94,7 +92,7 @@ def _features(tensor: Tensor) -> list[str]:
 
 def _unit(sizes: Mapping[str, Array]) -> dict[str, Array]:
     """Sizes of one query, one key and one head."""
-    one = np.ones(())
+    one = ONE
     return {**sizes, **dict.fromkeys((*OUTER, QUERY, KEY, f"{QUERY}0", f"{QUERY}1", f"{KEY}0", f"{KEY}1"), one)}
 
 
@@ -108,7 +106,7 @@ def mask_operations(mask: Mask, arch: Architecture) -> float:
 
 
 def _sum(values: object) -> Array:
-    total: Array = np.zeros(())
+    total: Array = ZERO
     for value in values:  # type: ignore[attr-defined]
         total = total + value
     return total

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping as MappingType
 from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
+from einsight.einsum import library
+from einsight.einsum.compose import compose
 from einsight.sim.estimate import Estimate, estimate, mapping_of
 from einsight.sim.family import Family, load_family
-from einsight.sim.hardware import DTYPE_BYTES, Gpu, load_hardware
+from einsight.sim.hardware import Gpu, load_hardware
 from einsight.sim.mapping import Mapping
 from einsight.sim.mask import DENSE
 from einsight.sim.mask_pairs import live_points
@@ -47,8 +50,28 @@ def predict(workload: Workload, target: str, family: str | None = None, mapping:
 
 
 def plan_of(workload: Workload, family: Family) -> Plan:
-    """The kernels of the workload's cascade under the family's fusion, masks left to the tiles."""
-    return plan(workload.composed(masked=False), family.fuses, workload.dtypes, workload.dtype, DTYPE_BYTES)
+    """The kernels of the workload's cascade under the family's fusion; masks are left to the tiles."""
+    workload.check()
+    files = (workload.cascade, *(added.kind for added in workload.bias))
+    states = tuple(_state(name) for name in files)
+    return _plan_of(files, states, family.fuses, tuple(workload.dtypes.items()), workload.dtype)
+
+
+@lru_cache(maxsize=512)
+def _plan_of(
+    files: tuple[str, ...], states: tuple[int, ...], fused: bool, dtypes: tuple[tuple[str, str], ...], default: str
+) -> Plan:
+    base, *fragments = files
+    composed = compose(library.load(base), [library.fragment(name) for name in fragments])
+    return plan(composed, fused, dict(dtypes), default)
+
+
+def _state(name_or_path: str) -> int:
+    """When a cascade file of the user's own was last changed, so that an edit is seen; 0 for the library's."""
+    try:
+        return os.stat(name_or_path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def estimate_of(workload: Workload, gpu: Gpu, family: Family, mapping: Mapping | None = None) -> Estimate:
@@ -106,10 +129,9 @@ def operations(workload: Workload, made: Plan) -> tuple[float, dict[str, float]]
     sizes = workload.rank_sizes
     sizes |= {f"{KEY}0": made_chunk(sizes[KEY]), f"{KEY}1": -(-sizes[KEY] // made_chunk(sizes[KEY]))}
     density = live_points(workload.mask, sizes[QUERY], sizes[KEY]) / (sizes[QUERY] * sizes[KEY])
-    pairs = {e.name for e in made.cascade.einsums if _walks_pairs(made, e.variables)}
     matmul, by_class = 0.0, dict[str, float]()
     for entry in made.counts:
-        number = float(entry.formula.evaluate(sizes)) * (density if entry.einsum in pairs else 1.0)
+        number = float(entry.formula.evaluate(sizes)) * (density if entry.einsum in made.pairs else 1.0)
         by_class[entry.klass] = by_class.get(entry.klass, 0.0) + number
         if entry.matmul:
             matmul += 2.0 * number
@@ -119,10 +141,6 @@ def operations(workload: Workload, made: Plan) -> tuple[float, dict[str, float]]
 def made_chunk(keys: int) -> int:
     """The chunk of the key rank that operation totals assume where a cascade partitions it: 128, as kernels do."""
     return min(128, keys)
-
-
-def _walks_pairs(made: Plan, variables: frozenset[str]) -> bool:
-    return bool(variables & made.cascade.family(QUERY)) and bool(variables & made.cascade.family(KEY))
 
 
 def speedups(workload: Workload, gpu: Gpu, time: float) -> dict[str, float]:

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 SCHEDULES = ("static", "persistent")
+ONE: Array = np.ones(())
+ZERO: Array = np.zeros(())
+"""Starting points of products and sums over cases; never written to."""
 
 
 def makespan(n: Array, work: Array, longest: Array, shortest: Array, slots: Array, persistent: Array) -> Array:
@@ -26,7 +29,8 @@ def makespan(n: Array, work: Array, longest: Array, shortest: Array, slots: Arra
     count = np.maximum(n, 1.0)
     tail = np.where(persistent, shortest, work / count)
     spread = (work - tail * n) / slots + tail * np.ceil(n / slots)
-    return np.maximum(spread, np.where(n > 0, longest, 0.0))
+    slowest: Array = np.maximum(spread, np.where(n > 0, longest, 0.0))
+    return slowest
 
 
 def simulate_blocks(durations: Iterable[float], slots: int) -> float:

@@ -133,7 +133,8 @@ def swept_sizes(workload: Workload, axis: Axis) -> dict[str, Array]:
 def _check(axis: Axis, groups: int) -> None:
     for value in axis.values:
         if value % groups:
-            raise SweepError(f"--sweep: h = {value} is not a multiple of g = {groups}; list values such as h={groups},{2 * groups}")
+            right = f"h={groups:g},{2 * groups:g}"
+            raise SweepError(f"--sweep: h = {value} is not a multiple of g = {groups:g}; list values such as {right}")
 
 
 def crossovers(curves: Sequence[Curve]) -> tuple[tuple[int, str], ...]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from einsight.einsum.ir import Tensor
-from einsight.sim.schedule import Array
+from einsight.sim.schedule import ONE, Array
 
 OUTER = ("B", "G", "J")
 """The outer ranks, slowest in launch order first."""
@@ -39,7 +39,7 @@ class Cache:
 
 def elements(tensor: Tensor, sizes: Mapping[str, Array]) -> Array:
     """Number of elements of the whole tensor."""
-    total: Array = np.ones(())
+    total: Array = ONE
     for rank in tensor.ranks:
         total = total * sizes[rank]
     return total
@@ -50,9 +50,9 @@ def concurrency(tensor: Tensor, extents: Sequence[tuple[str, Array]], slots: Arr
 
     `extents`: the grid's dimensions, slowest first, each named by the rank it walks (`M` for the query tiles).
     """
-    readers: Array = np.ones(())
-    together: Array = np.ones(())
-    span: Array = np.ones(())
+    readers: Array = ONE
+    together: Array = ONE
+    span: Array = ONE
     for rank, extent in reversed(extents):
         if rank not in tensor.ranks:
             readers = readers * extent

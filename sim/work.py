@@ -8,7 +8,7 @@ the others through memory. Unfused, every Einsum is a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,31 +17,74 @@ from einsight.einsum.expression import Apply, Expression, variables
 from einsight.einsum.ir import Cascade, Einsum, Tensor
 from einsight.einsum.passes import analyse
 from einsight.einsum.resolve import resolve
+from einsight.sim.schedule import ZERO, Array
 
 QUERY, KEY = "M", "N"
 """The ranks of query and key positions (vocabulary of the design)."""
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """Operations as a plain polynomial in the sizes, ready for arrays: sum of coefficient * product of sizes."""
+
+    terms: tuple[tuple[float, tuple[str, ...]], ...]
+
+    def at(self, sizes: Mapping[str, Array]) -> Array:
+        """The number of operations at these sizes (arrays that broadcast)."""
+        total: Array = ZERO
+        for coefficient, symbols in self.terms:
+            term: Array | float = coefficient
+            for symbol in symbols:
+                term = term * sizes[symbol]
+            total = total + term
+        return total
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Share:
     """The operations of some Einsums: counts with their formulas, to be evaluated at the sizes of one tile or block."""
 
     counts: tuple[Count, ...]
 
-    def matmul(self, sizes: Mapping[str, object]) -> object:
+    def matmul(self) -> Load:
         """Multiply-accumulates of matrix products."""
-        return sum_of(c.formula.evaluate(sizes) for c in self.counts if c.matmul)
+        return _matmul(self)
 
-    def units(self, sizes: Mapping[str, object], costs: Mapping[str, Mapping[str, float]], unit: str) -> object:
+    def unit(self, costs: Costs, unit: str) -> Load:
         """Operations on `unit` of everything that is not a matrix product, by the operator costs of the target."""
-        return sum_of(
-            c.formula.evaluate(sizes) * costs[c.klass].get(unit, 0.0)
-            for c in self.counts
-            if not c.matmul and costs[c.klass].get(unit, 0.0)
-        )
+        return _unit(self, costs, unit)
 
 
-@dataclass(frozen=True, slots=True)
+Costs = tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
+"""Operator class -> unit -> operations, as a value that can be a cache key (see `costs_of`)."""
+
+
+def costs_of(operators: Mapping[str, Mapping[str, float]]) -> Costs:
+    """The operator table of an architecture as a value."""
+    return tuple((klass, tuple(units.items())) for klass, units in operators.items())
+
+
+@lru_cache(maxsize=4096)
+def _matmul(share: Share) -> Load:
+    return _load((c, 1.0) for c in share.counts if c.matmul)
+
+
+@lru_cache(maxsize=4096)
+def _unit(share: Share, costs: Costs, unit: str) -> Load:
+    table = {klass: dict(units) for klass, units in costs}
+    return _load((c, table[c.klass].get(unit, 0.0)) for c in share.counts if not c.matmul)
+
+
+def _load(weighted: Iterable[tuple[Count, float]]) -> Load:
+    terms: dict[tuple[str, ...], float] = {}
+    for entry, weight in weighted:
+        for monomial, coefficient in entry.formula.terms:
+            symbols = tuple(sorted(str(f) for f, power in monomial for _ in range(power)))
+            terms[symbols] = terms.get(symbols, 0.0) + weight * coefficient
+    return Load(tuple((c, symbols) for symbols, c in terms.items() if c))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Sweep:
     """One traversal of the keys: what a tile computes and which tensors it streams in."""
 
@@ -50,7 +93,7 @@ class Sweep:
     streams: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class KernelWork:
     """One kernel.
 
@@ -70,14 +113,6 @@ class KernelWork:
     residents: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     state: tuple[Tensor, ...]
-
-
-def sum_of(values: object) -> object:
-    """Sum of numbers or arrays; 0.0 for none."""
-    total: object = 0.0
-    for value in values:  # type: ignore[attr-defined]
-        total = total + value  # type: ignore[operator]
-    return total
 
 
 def walks(cascade: Cascade, einsum: Einsum, rank: str) -> bool:
