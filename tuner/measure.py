@@ -147,23 +147,32 @@ def environment() -> Environment:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}",
     )
-    return with_clocks(base, f"GPU-{device.uuid}")
+    return with_clocks(base)
 
 
-def with_clocks(base: Environment, gpu: str = "0") -> Environment:
-    """`base` with driver, clocks, power limit and temperature as nvidia-smi reports them now; unchanged without it.
-
-    gpu   index or "GPU-..." identifier, as nvidia-smi takes it (its order is not CUDA's)
-    """
+def with_clocks(base: Environment) -> Environment:
+    """`base` with driver, clocks, power limit and temperature as nvidia-smi reports them now; unchanged without it."""
     names = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+    torch = _cuda()
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid  # nvidia-smi's order is not CUDA's
     try:
         done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader,nounits", f"--id={gpu}"],
+            ["nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader,nounits", f"--id=GPU-{gpu}"],
             capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return base
     return parse_clocks(base, done.stdout)
+
+
+def under_load(base: Environment, call: Callable[[], object], once_s: float) -> Environment:
+    """`base` with the clocks while `call` keeps the device busy (an idle device soon shows an idle clock)."""
+    torch = _cuda()
+    for _ in range(min(1000, math.ceil(0.5 / once_s))):  # 1000: what a stream takes without blocking the host
+        call()
+    told = with_clocks(base)
+    torch.cuda.synchronize()
+    return told
 
 
 def parse_clocks(base: Environment, line: str) -> Environment:
