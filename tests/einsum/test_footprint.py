@@ -238,6 +238,13 @@ def test_the_fullest_border_between_passes_counts() -> None:
     assert found.extra == {"mul": 3 * 4 * 10, "exp": 4 * 10, "sub": 4 * 10}  # S twice, B, and A once
 
 
+def test_an_output_over_the_keys_is_accumulated_block_after_block() -> None:
+    text = "cascade c\nrank M, N, F\nin P[m,n]\nin DO[m,f]\nout DV[n,f]\n\nDV[n,f] = P[m,n] * DO[m,f]\n"
+    M, N, F, blocks = 12, 8, 5, 3
+    found = footprint(parse(text), {"m": M, "n": N, "f": F}, 4, widths=1).recompute
+    assert dict(found.by_tensor) == {"P": M * N, "DO": M * F, "DV": N * F * (blocks + blocks - 1)}  # writes and reads
+
+
 def test_the_report_names_every_policy() -> None:
     report = str(of("stable", LONG, 128))
     assert [line.split()[0] for line in report.splitlines()] == ["compulsory", *POLICIES, "unfused"]
