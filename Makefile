@@ -2,6 +2,7 @@
 # make test    installs what the tests need, then lint, types and every test
 # make check   lint and types only
 # make bench   performance comparisons (benchmarks/)
+# make readme  refreshes what the README shows
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench readme clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -49,6 +50,11 @@ test: check
 bench: $(VENV)/base.stamp
 	$(BIN)/python benchmarks/bench_cli.py
 	$(BIN)/python benchmarks/bench_predict.py
+
+# after a change to a model's numbers: what the README shows
+readme: $(VENV)/test.stamp
+	$(BIN)/python tests/test_readme.py
+	$(BIN)/einsight simulate examples/llama-3.1-8b-*.yaml --target h100-sxm --plot docs/roofline.svg > /dev/null
 
 clean:
 	rm -rf $(VENV) out build dist .src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
