@@ -24,6 +24,8 @@ def split_digits(
     Digits walk their whole range; where c does not divide the extent a clause keeps v inside it.
     """
     extents, split = dict(ranges), tuple(clauses)
+    if not any(isinstance(n, Apply) and n.op in ("floordiv", "%") for c in split for n in walk(c)):
+        return extents, split, exists
     while True:
         split = tuple(rewrite(c, partial(_reduced, ranges=extents, sizes=sizes)) for c in split)
         found = min(_candidates(split, extents, sizes), default=None)

@@ -87,12 +87,16 @@ Branch = tuple[Inequality, ...]
 
 def linear(node: Expression, sizes: Mapping[str, int]) -> Inequality | None:
     """The expression as affine part plus opaque rest; None when it is not whole-numbered for sure."""
-    if not variables(node):
-        number = value(node, sizes)
-        return Inequality({}, int(number)) if float(number).is_integer() else None
-    if isinstance(node, Symbol):
+    if isinstance(node, Symbol) and node.is_variable:
         return Inequality({node.name: 1}, 0)
-    if not isinstance(node, Apply) or node.op in ("/", "select"):
+    if isinstance(node, Apply) and (node.op in ("+", "-", "*", "neg") or variables(node)):
+        return _linear_operation(node, sizes)
+    number = value(node, sizes)
+    return Inequality({}, int(number)) if float(number).is_integer() else None
+
+
+def _linear_operation(node: Apply, sizes: Mapping[str, int]) -> Inequality | None:
+    if node.op in ("/", "select"):
         return None
     parts = [linear(a, sizes) for a in node.args]
     known = [p for p in parts if p is not None]
@@ -101,7 +105,7 @@ def linear(node: Expression, sizes: Mapping[str, int]) -> Inequality | None:
     if node.op == "neg":
         return known[0].scaled(-1)
     if node.op in ("+", "-"):
-        return known[0].plus(known[1].scaled(1 if node.op == "+" else -1))
+        return known[0].plus(known[1] if node.op == "+" else known[1].scaled(-1))
     if node.op == "*":
         for this, other in (known, known[::-1]):
             if not this.coefficients and not this.opaque:

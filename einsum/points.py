@@ -60,17 +60,18 @@ def components(
     names: Sequence[str], clauses: Sequence[Expression]
 ) -> Iterator[tuple[tuple[str, ...], tuple[Expression, ...]]]:
     """Groups of variables that clauses tie together, with their clauses; clauses without any variable come last."""
+    uses = [(c, variables(c)) for c in clauses]
     left = list(names)
     while left:
         group = {left[0]}
         while True:
-            grown = group.union(*(variables(c) for c in clauses if variables(c) & group))
+            grown = group.union(*(used for _, used in uses if used & group))
             if grown == group:
                 break
             group = grown
-        yield tuple(v for v in names if v in group), tuple(c for c in clauses if variables(c) & group)
+        yield tuple(v for v in names if v in group), tuple(c for c, used in uses if used & group)
         left = [v for v in left if v not in group]
-    fixed = tuple(c for c in clauses if not variables(c))
+    fixed = tuple(c for c, used in uses if not used)
     if fixed:
         yield (), fixed
 
@@ -155,6 +156,8 @@ def closed_form(space: Space, sizes: Mapping[str, int]) -> int | None:
     if len(space.ranges) > 2 or any(i.opaque for b in space.branches for i in b):
         return None
     row, key = _row_and_key(space)
+    if row in space.tiles or row in space.exists:
+        return None
     steps = {abs(i.coefficient(key)) for b in space.branches for i in b} - {0}
     rows = space.ranges.get(row, 1)
     if key in space.exists:
@@ -163,8 +166,6 @@ def closed_form(space: Space, sizes: Mapping[str, int]) -> int | None:
         return sum(sign * live_rows(rows, row, space.ranges[key], key, s) for sign, s in _subsets(space.branches))
     tile = space.tiles.get(key, 1)
     if tile > 1 and (steps - {1} or len(space.branches) > 1):
-        return None
-    if row in space.tiles or row in space.exists:
         return None
     return sum(
         sign * area(rows, row, space.ranges[key], key, tuple(i for b in subset for i in b), tile)

@@ -119,6 +119,35 @@ def test_chunks_and_tiles(form: str, of_m: bool, m: int, n: int, m0: int, n0: in
         assert points.count(ranges, where, sizes, exists) == brute(ranges, where, sizes, exists), exists
 
 
+def applied(name: str, *args: Expression) -> Expression:
+    return Apply(name, args)
+
+
+WHOLE = st.integers(-4, 6).map(lambda k: Number(float(k)))
+BASE = st.integers(1, 5).map(lambda k: Number(float(k)))
+CHUNKED = Apply("+", (Apply("*", (Symbol("n1"), Symbol("N0"))), Symbol("n0")))
+VARIABLE = st.sampled_from([Symbol("m"), Symbol("n"), Symbol("n1"), Symbol("n0"), CHUNKED])
+TERM = st.recursive(
+    st.one_of(VARIABLE, WHOLE),
+    lambda inner: st.one_of(
+        st.builds(applied, st.sampled_from(["+", "-", "min", "max"]), inner, inner),
+        st.builds(applied, st.just("*"), inner, WHOLE),
+        st.builds(applied, st.sampled_from(["floordiv", "%"]), inner, BASE),
+    ),
+    max_leaves=4,
+)
+ORDER = st.builds(applied, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), VARIABLE, TERM)
+PREDICATE = st.recursive(ORDER, lambda p: st.builds(applied, st.sampled_from(["&&", "&&", "||"]), p, p), max_leaves=4)
+
+
+@given(PREDICATE, st.tuples(*[st.integers(1, 6)] * 4), st.sets(st.sampled_from(["m", "n", "n1", "n0"])))
+@settings(max_examples=200, deadline=None)
+def test_any_predicate(where: Expression, extents: tuple[int, ...], exists: set[str]) -> None:
+    ranges = dict(zip(("m", "n", "n1", "n0"), extents, strict=True))
+    sizes = {"N0": ranges["n0"]}
+    assert points.count(ranges, where, sizes, exists) == brute(ranges, where, sizes, exists)
+
+
 @given(st.integers(0, 30), st.integers(-20, 20), st.integers(-50, 50), st.integers(1, 15))
 def test_floor_sum(n: int, a: int, b: int, c: int) -> None:
     assert floor_sum(n, a, b, c) == sum((a * i + b) // c for i in range(n))
