@@ -21,6 +21,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
+MAX_SIZE = 1 << 40
+"""Above any count of tokens; keeps arithmetic within 64 bits."""
+
+MAX_BLOCKS = 8192
+"""Most blocks of a block mask along one side (a million keys in blocks of 128)."""
+
 KINDS = ("blocks", "causal", "gna", "prefix", "sink", "window")
 
 
@@ -235,6 +241,10 @@ class Mask:
         if gna is not None and (m != gna.tokens or n != gna.tokens):
             found = f"gna: layout {_by(gna.layout)} for m = {m} and n = {n}"
             raise MaskError(found, f"both to be its {gna.tokens} tokens")
+        if blocks is not None and max(m, n) > MAX_BLOCKS * blocks.size:
+            least = -(-max(m, n) // MAX_BLOCKS)
+            found = f"blocks: size {blocks.size} for m = {m} and n = {n}"
+            raise MaskError(found, f"{least} or more (at most {MAX_BLOCKS} blocks along a side)")
         if blocks is not None and blocks.keep:
             edge = -(-n // blocks.size)
             for i, j in blocks.keep:
@@ -377,8 +387,8 @@ def _integer(name: str, value: Any) -> int:
 
 
 def _at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise MaskError(f"{name} is {value!r}", f"an integer of {least} or more")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_SIZE:
+        raise MaskError(f"{name} is {value!r}", f"an integer of {least} or more, up to 2^40")
 
 
 def _by(values: Sequence[int]) -> str:

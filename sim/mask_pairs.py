@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 from einsight.sim.gna_ranges import pairs_along
 from einsight.sim.mask import Blocks, Gna, Mask
-from einsight.sim.tiles import Edges, Ints, edges, kept_blocks
-
-_CHUNK = 1 << 20
+from einsight.sim.tiles import Edges, Flags, Ints, edges, keeper
 
 
 def members(mask: Mask, m: int, n: int) -> NDArray[np.bool_]:
@@ -96,15 +94,26 @@ def _keys_of(band: Edges) -> Ints:
 
 
 def _listed_points(mask: Mask, blocks: Blocks, m: int, n: int) -> int:
-    """Per row of blocks: kept columns cut by the visible intervals of each of its queries."""
+    """Per row of blocks: kept keys before a position, by prefix sums, taken at the ends of each query's intervals."""
     total = 0
-    columns = np.arange(-(-n // blocks.size), dtype=np.int64)
-    for row in range((n - m) // blocks.size, (n - 1) // blocks.size + 1):
-        kept = columns[kept_blocks(blocks, np.array(row), columns, n)]
+    keeps, columns = keeper(blocks, n), np.arange(-(-n // blocks.size) + 1, dtype=np.int64)
+    for row in _rows_with_blocks(blocks, m, n):
+        kept = keeps(np.array(row), columns)
+        before = np.concatenate([[0], np.cumsum(kept)])[:-1] * blocks.size
+
+        def keys_before(position: Ints, kept: Flags = kept, before: Ints = before) -> Ints:
+            block, rest = np.divmod(position, blocks.size)
+            return np.asarray(before[block] + np.where(kept[block], rest, 0))
+
         first, last = max(0, row * blocks.size - n + m), min(m, (row + 1) * blocks.size - n + m)
-        band = edges(mask, np.arange(first, max(first, last), dtype=np.int64)[:, None], m, n)
-        left, right = kept * blocks.size, np.minimum((kept + 1) * blocks.size, n)
-        in_sink = np.clip(np.minimum(right, band.sink) - left, 0, None)
-        beyond = np.maximum(left, np.maximum(band.low, band.sink))
-        total += int((in_sink + np.clip(np.minimum(right, band.high) - beyond, 0, None)).sum())
+        band = edges(mask, np.arange(first, max(first, last), dtype=np.int64), m, n)
+        low = np.maximum(band.low, band.sink)
+        in_band = keys_before(np.maximum(band.high, low)) - keys_before(low)
+        total += int((keys_before(band.sink) + in_band).sum())
     return total
+
+
+def _rows_with_blocks(blocks: Blocks, m: int, n: int) -> list[int]:
+    """Rows of blocks that queries stand in and that may hold kept blocks."""
+    rows = range((n - m) // blocks.size, (n - 1) // blocks.size + 1)
+    return [*rows] if blocks.keep is None else sorted({i for i, _ in blocks.keep if i in rows})

@@ -11,7 +11,7 @@ A tile is *full* when every key of it exists and is visible to every query of it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 UNBOUNDED = 1 << 40
-PAIR_BUDGET = 1 << 24
+PAIR_BUDGET = 1 << 22
 """Tile pairs tested one by one (block lists, grids); beyond it evenly spaced query blocks stand for the rest."""
 _CHUNK = 1 << 20
 _AVERAGE_CHUNK = 1 << 16  # what the caches of a core hold
@@ -297,7 +297,7 @@ def _list_tiles(
     mask: Mask, blocks: Blocks, m: int, n: int, first: Ints, last: Ints, start: Ints, end: Ints
 ) -> tuple[Flags, Flags]:
     """Each tile is cut along the mask's own blocks; every piece is a rectangle inside one of them."""
-    size, offset = blocks.size, n - m
+    size, offset, keeps = blocks.size, n - m, keeper(blocks, n)
     live = np.zeros((len(first), len(start)), bool)
     full = np.ones_like(live)
     row0, column0 = (first + offset) // size, start // size
@@ -309,7 +309,7 @@ def _list_tiles(
             column = column0 + b
             left, right = np.maximum(start, column * size), np.minimum(end, (column + 1) * size - 1)
             there = (top <= bottom)[:, None] & (left <= right)[None, :]
-            kept = kept_blocks(blocks, row[:, None], column[None, :], n)
+            kept = keeps(row[:, None], column[None, :])
             some, every = _rectangle(above, below, left, right)
             live |= there & kept & some
             full &= ~there | (kept & every)
@@ -328,12 +328,13 @@ def _rectangle(above: Edges, below: Edges, left: Ints, right: Ints) -> tuple[Fla
     return some, in_sink | in_band | across
 
 
-def kept_blocks(blocks: Blocks, row: Ints, column: Ints, n: int) -> Flags:
-    """Whether block (row, column) of the mask is kept; arrays broadcast."""
+def keeper(blocks: Blocks, n: int) -> Callable[[Ints, Ints], Flags]:
+    """Which blocks of the mask are kept over n keys, as a function of row and column; arrays broadcast."""
     if blocks.keep is None:
         columns, count = -(-n // blocks.size), blocks.kept_per_row(n)
-        return np.asarray(((column - row) * count) % columns < count)
-    width = max((max(pair) for pair in blocks.keep), default=0) + 1
-    listed = np.array(sorted(i * width + j for i, j in blocks.keep), dtype=np.int64)
-    inside = (row >= 0) & (row < width) & (column >= 0) & (column < width)
-    return np.asarray(inside & np.isin(row * width + column, listed))
+        return lambda row, column: np.asarray(((column - row) * count) % columns < count)
+    edge = max((max(pair) for pair in blocks.keep), default=-1) + 1
+    table = np.zeros((edge + 1, edge + 1), bool)  # the last row and column stay empty
+    for row, column in blocks.keep:
+        table[row, column] = True
+    return lambda row, column: table[np.clip(row, -1, edge), np.clip(column, -1, edge)]

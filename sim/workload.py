@@ -21,7 +21,7 @@ from einsight.einsum.compose import IllegalComposition, compose
 from einsight.einsum.ir import Cascade
 from einsight.sim.additions import Addition, WorkloadError, additions_from, check_parameters
 from einsight.sim.hardware import DTYPES
-from einsight.sim.mask import DENSE, Mask, MaskError, mask_from
+from einsight.sim.mask import DENSE, MAX_SIZE, Mask, MaskError, mask_from
 from einsight.sim.mask_predicate import predicate
 from einsight.sim.strict_yaml import Item, SpecError, load
 
@@ -209,8 +209,8 @@ def _completed(sizes: Mapping[str, int]) -> dict[str, int]:
         if name not in sizes:
             raise WorkloadError("sizes", f"no {name}", f"{', '.join(REQUIRED_SIZES)} (b, g and f have defaults)")
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise WorkloadError(f"sizes.{name}", repr(value), "a whole number of at least 1")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+            raise WorkloadError(f"sizes.{name}", repr(value), "a whole number of at least 1, up to 2^40")
         if name != name.lower():
             raise WorkloadError(f"sizes.{name}", f"size {name}", f"{name.lower()} (sizes are written in lower case)")
     h, g = sizes["h"], sizes.get("g", sizes["h"])

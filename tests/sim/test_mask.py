@@ -284,6 +284,10 @@ def test_masks_must_fit_the_sizes():
         mask_from([{"blocks": {"size": 16, "keep": [[0, 4]]}}]).check(64, 64)
 
 
+    with pytest.raises(MaskError, match=r"size 16 .* expected 128 or more"):
+        mask_from([{"blocks": {"size": 16, "density": 0.1}}]).check(1 << 20, 1 << 20)
+
+
 def test_written_form_round_trips():
     spec = ["causal", {"prefix": 3}, {"sink": 2}, {"window": 9}]
     assert mask_from(spec).as_json() == spec

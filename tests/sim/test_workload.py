@@ -1,9 +1,10 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from einsight.einsum import library
@@ -185,6 +186,8 @@ GOOD = {
         ({"sizes": "{h: 4, g: 3, m: 8, n: 8, e: 4}"}, ["sizes.g", "3 KV heads for h = 4", "divisor"]),
         ({"sizes": "{h: 4, m: 8, e: 4}"}, ["sizes", "no n"]),
         ({"sizes": "{h: 4, m: 8, n: 0, e: 4}"}, ["sizes.n", "at least 1"]),
+        ({"sizes": "{h: 4, m: 8, n: 99999999999999999999, e: 4}"}, ["sizes.n", "2^40"]),
+        ({"mask": "[{window: 99999999999999999999}]"}, ["mask", "2^40"]),
         ({"sizes": "{h: 4, m: 8, n: 8.5, e: 4}"}, ["sizes.n", "whole number"]),
         ({"sizes": "{h: 4, m: 8, n: 8, e: 4, j: 2}"}, ["sizes.j", "h / g = 1"]),
         ({"sizes": "{h: 4, m: 8, n: 8, e: 4, q: 2}"}, ["sizes.q", "rank of cascade stable"]),
@@ -222,6 +225,21 @@ def test_bad_files_say_what_where_and_what_was_expected(tmp_path, change, words)
         assert word in str(caught.value)
     if isinstance(caught.value, SpecError):
         assert "case.yaml:" in str(caught.value) and "expected" in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_edit_of_a_file_gives_a_traceback(tmp_path, data):
+    """One piece of a good file replaced by anything: a workload, or one clear error."""
+    pieces = re.findall(r"\w+|[^\w]", DESIGN)
+    at = data.draw(st.integers(0, len(pieces) - 1))
+    odd = st.sampled_from(["", "0", "-1", "1.5", "[]", "{}", "[[1]]", "{gna: 3}", "true", "null", "gna", ":", "'"])
+    pieces[at] = data.draw(odd | st.text(max_size=4))
+    try:
+        for workload in load_workloads(written(tmp_path, "".join(pieces))):
+            assert len(workload.key) == 16
+    except (SpecError, library.CascadeError) as error:
+        assert "case.yaml" in str(error) or "no such" in str(error)
 
 
 def test_values_refuse_the_same():
