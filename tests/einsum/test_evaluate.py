@@ -11,6 +11,7 @@ import pytest
 from attention_cases import FRAGMENTS, MASKS, Array, predicate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scalar_evaluator import run
 
 from einsight.einsum.compose import IllegalComposition, compose
 from einsight.einsum.errors import CascadeError
@@ -414,3 +415,50 @@ def test_a_mask_may_come_from_a_table() -> None:
     found = evaluate(compose(host, mask=condition, shared={"TABLE": ["b", "g"]}), inputs, arrays | {"TABLE": table})
     wanted = reference.softmax_attention(reference.scores(arrays["Q"], arrays["K"]), arrays["V"], keep)
     np.testing.assert_allclose(found["AV"], wanted, rtol=0, atol=1e-13)
+
+
+# -- against a point-by-point evaluator ---------------------------------------------------------------------------
+
+CLAUSES = ["n <= m", "m >= 1", "n < 2", "(m+n) % 2 == 0", "m == n || m > 1", "floordiv(m,2)*2 <= n", "n != 1"]
+
+
+@st.composite
+def _small_cascades(draw: st.DrawFn) -> str:
+    """Two Einsums over m and n: any reductions, any predicates, absent and empty points handed on."""
+
+    def where(allowed: list[str]) -> str:
+        clauses = draw(st.lists(st.sampled_from(allowed), max_size=2)) if allowed else []
+        return f" where {' && '.join(f'({c})' for c in clauses)}" if clauses else ""
+
+    def reductions(variables: list[str]) -> str:
+        named = draw(st.permutations(variables))[: draw(st.integers(0, len(variables)))]
+        folds = [f"{draw(st.sampled_from(['max', 'min', '+', '*']))}({v})" for v in named]
+        return f" :: {', '.join(folds)}" if folds else ""
+
+    kept = draw(st.sampled_from([["m", "n"], ["n", "m"], ["m"], ["n"], []]))
+    first = draw(st.sampled_from(["A[m,n] + X[n]", "A[m,n] * X[n]", "A[m,n] * X[n] * Y[m]", "max(A[m,n], m - n)",
+                                  "select(n < m, A[m,n], X[n] * C[])", "A[m,n] * (A[m,n] - Y[m])"]))  # fmt: skip
+    output = f"T[{','.join(kept)}]"
+    second = draw(st.sampled_from([f"{output} + X[n] + Y[m]", f"max({output}, A[m,n])", f"A[m,n] - {output}"]))
+    last = draw(st.sampled_from([["m", "n"], ["m"], ["n"], []]))
+    gone = [[v for v in "mn" if v not in names] for names in (kept, last)]
+    return (
+        "cascade t\nrank M, N\nin A[m,n] X[n] Y[m] C[]\n"
+        f"out Z[{','.join(last)}]\n"
+        f"{output} = {first}{reductions(gone[0])}{where(CLAUSES)}\n"
+        f"Z[{','.join(last)}] = {second}{reductions(gone[1])}{where(CLAUSES)}\n"
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(_small_cascades(), st.integers(1, 4), st.integers(1, 4))
+def test_all_points_at_once_is_point_by_point(text: str, M: int, N: int) -> None:
+    rng = np.random.default_rng(M * 10 + N)
+    inputs = {"A": rng.normal(size=(M, N)), "X": rng.normal(size=N), "Y": rng.normal(size=M), "C": np.asarray(0.7)}
+    sizes = {"M": M, "N": N}
+    slow = run(parse(text), sizes, {k: dict(np.ndenumerate(a)) for k, a in inputs.items()})
+    fast = evaluate(parse(text), sizes, inputs, intermediates=True)
+    for name, array in fast.items():
+        for place, value in np.ndenumerate(array):
+            wanted = slow.values.get(name, {}).get(place, np.nan)
+            assert value == pytest.approx(wanted, rel=1e-12, abs=1e-12, nan_ok=True), f"{name}{list(place)}\n{text}"
