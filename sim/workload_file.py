@@ -1,5 +1,114 @@
-"""The reader of workload files, under the name by which the command imports it."""
+"""Workload files: a YAML document, or a list of them (a sweep), as `Workload` values. Schema: docs/workloads.md."""
 
-from einsight.sim.workload import load_workloads
+from __future__ import annotations
 
-__all__ = ["load_workloads"]
+from pathlib import Path
+from typing import Any
+
+from einsight.einsum import library
+from einsight.einsum.compose import IllegalComposition
+from einsight.sim.additions import WorkloadError, additions_from
+from einsight.sim.mask import MaskError, mask_from
+from einsight.sim.strict_yaml import Item, SpecError, load
+from einsight.sim.workload import CACHES, PHASES, Workload
+
+REQUIRED_KEYS = ("name", "cascade", "sizes", "dtype")
+OPTIONAL_KEYS = ("mask", "bias", "phase", "cache", "family", "targets")
+
+
+def load_workloads(path: str | Path) -> tuple[Workload, ...]:
+    """Every workload of a file, checked against its cascade and fragments.
+
+    Raises `SpecError` (file, line, place, what was found, what was expected), or `CascadeError` for the faults of a
+    cascade file that the workload names.
+    """
+    document = load(path)
+    items = document.items() if isinstance(document.value, list) else [document]
+    if not items:
+        raise document.error("a workload, or a list of them", found="an empty list")
+    return tuple(_workload(item, Path(path).parent) for item in items)
+
+
+def _workload(item: Item, folder: Path) -> Workload:
+    table = item.table(REQUIRED_KEYS, OPTIONAL_KEYS)
+    sizes = {name: size.integer(at_least=1) for name, size in table["sizes"].entries().items()}
+    default, dtypes = _dtypes(table["dtype"])
+    try:
+        found = Workload(
+            name=table["name"].text(),
+            cascade=_located(table["cascade"].text(), folder, library.names()),
+            sizes=sizes,
+            dtype=default,
+            dtypes=dtypes,
+            mask=mask_from(plain(table["mask"]) if "mask" in table else None),
+            bias=additions_from(_located_bias(plain(table["bias"]), folder) if "bias" in table else ()),
+            phase=table["phase"].choice(PHASES) if "phase" in table else "prefill",
+            cache=table["cache"].choice(CACHES) if "cache" in table else "cold",
+            family=table["family"].text() if "family" in table else None,
+            targets=_targets(table["targets"]) if "targets" in table else (),
+        )
+        found.composed()
+    except WorkloadError as error:
+        raise _placed(table, item, error) from None
+    except MaskError as error:
+        raise table["mask"].error(error.expected, found=error.found) from None
+    except IllegalComposition as error:
+        place = table.get("bias", table.get("mask", table["cascade"]))
+        raise place.error("what the cascade can carry", found=str(error)) from None
+    _check_dtypes(found, table["dtype"])
+    return found
+
+
+def plain(item: Item) -> Any:
+    """The item's value without places."""
+    if isinstance(item.value, dict):
+        return {key: plain(child) for key, child in item.value.items()}
+    if isinstance(item.value, list):
+        return [plain(child) for child in item.value]
+    return item.value
+
+
+def _dtypes(item: Item) -> tuple[str, dict[str, str]]:
+    """`bf16`, or by tensor with an optional `default`; without one every input must be named (`_check_dtypes`)."""
+    if not isinstance(item.value, dict):
+        return item.text(), {}
+    named = {tensor: child.text() for tensor, child in item.entries().items()}
+    if not named:
+        raise item.error("an element type, or one per input tensor", found="an empty mapping")
+    return named.pop("default", None) or next(iter(named.values())), named
+
+
+def _check_dtypes(found: Workload, item: Item) -> None:
+    if isinstance(item.value, dict) and "default" not in item.value:
+        inputs = [t.name for part in (found.base, *found.fragments) for t in part.inputs if t.ranks]
+        if missing := [name for name in inputs if name not in found.dtypes]:
+            raise item.error(f"also {', '.join(missing)}, or a `default`", found=f"only {', '.join(found.dtypes)}")
+
+
+def _located(name: str, folder: Path, known: tuple[str, ...]) -> str:
+    """A library name as it is; the path of a file relative to the workload file."""
+    return name if name in known or not name.endswith(".casc") else str(folder / name)
+
+
+def _located_bias(spec: Any, folder: Path) -> Any:
+    if isinstance(spec, list):
+        return [_located_bias(item, folder) for item in spec]
+    if isinstance(spec, dict) and isinstance(spec.get("kind"), str):
+        return {**spec, "kind": _located(spec["kind"], folder, library.fragments())}
+    return _located(spec, folder, library.fragments()) if isinstance(spec, str) else spec
+
+
+def _targets(item: Item) -> tuple[str, ...]:
+    return tuple(child.text() for child in item.items()) if isinstance(item.value, list) else (item.text(),)
+
+
+def _placed(table: dict[str, Item], item: Item, error: WorkloadError) -> SpecError:
+    """The error at the deepest place of its dotted field that the file has."""
+    place = item
+    for part in error.field.replace("[", ".").replace("]", "").split("."):
+        children = table if place is item else place.value
+        if isinstance(children, dict) and part in children:
+            place = children[part]
+        elif isinstance(children, list) and part.isdigit():
+            place = children[int(part)]
+    return place.error(error.expected, error.hint, error.found)

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from einsight.sim.additions import WorkloadError
 from einsight.sim.model_config import load_model, model_from, model_workloads
 from einsight.sim.strict_yaml import SpecError
-from einsight.sim.workload import WorkloadError
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
 

@@ -11,10 +11,12 @@ from einsight.einsum import library
 from einsight.einsum.compose import IllegalComposition
 from einsight.einsum.evaluate import evaluate
 from einsight.einsum.resolve import bind
+from einsight.sim.additions import WorkloadError
 from einsight.sim.mask import MaskError
 from einsight.sim.mask_pairs import members
 from einsight.sim.strict_yaml import SpecError
-from einsight.sim.workload import OPTIONAL_KEYS, REQUIRED_KEYS, Workload, WorkloadError, load_workloads
+from einsight.sim.workload import Workload
+from einsight.sim.workload_file import OPTIONAL_KEYS, REQUIRED_KEYS, load_workloads
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 

@@ -5,7 +5,7 @@ import pytest
 
 from einsight.sim.hardware import DTYPES
 from einsight.sim.mask import KINDS
-from einsight.sim.workload import OPTIONAL_KEYS, REQUIRED_KEYS, load_workloads
+from einsight.sim.workload_file import OPTIONAL_KEYS, REQUIRED_KEYS, load_workloads
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "workloads.md").read_text()
