@@ -2,7 +2,7 @@
 
 Definitions
 - An operator in a value expression is applied once per point of *its own* variables (`GM[m]*2` is M applications even
-  inside an Einsum over m and n), at the points that the Einsum's predicate leaves.
+  inside an Einsum over m and n), at the points that the Einsum's predicate leaves; once, if on sizes alone.
 - A `*` at the root whose products are summed is a multiply-accumulate, class `macc`: one per point.
 - Any other reduction of k existing points into one is k - 1 applications of its operator; nothing for an empty one.
 - Not counted: index expressions (the coordinate n1*N0+n0 of a chunked rank, wherever it stands), predicates, unary
@@ -87,7 +87,7 @@ class Counts:
         widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
         if sizes is None:
-            lines += [f"{name} = number of points {str(p)[1:]}" for p, name in names.items()]
+            lines += [f"{name} = number of points {str(p)[1:]}" if p.kept else f"{name} = 1 if {str(p)[2:-1]}, else 0" for p, name in names.items()]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -108,15 +108,15 @@ def count(cascade: Cascade) -> Counts:
     Raises ValueError when a predicate is not over coordinates and sizes alone.
     """
     resolved = resolve(cascade)
+    plain = Domain(resolved, {})
     entries: list[Count] = []
     for statement in resolved.statements:
         if isinstance(statement, Iterate):
-            limits = {statement.variable: statement.bound}
-            for einsum in statement.body:
-                entries += _einsum_counts(Domain(resolved, limits), einsum)
+            domain = Domain(resolved, {statement.variable: statement.bound})
+            entries += (e for einsum in statement.body for e in _einsum_counts(domain, einsum))
         else:
             einsum = Einsum(statement.output, statement.expression) if isinstance(statement, Initial) else statement
-            entries += _einsum_counts(Domain(resolved, {}), einsum)
+            entries += _einsum_counts(plain, einsum)
     return Counts(cascade.name, tuple(e for e in entries if e.formula))
 
 
@@ -184,7 +184,8 @@ def _einsum_counts(domain: Domain, einsum: Einsum) -> list[Count]:
     for node in _operators(root, domain.positions):
         klass = OPERATORS[node.op].klass
         if klass and not (is_macc and node is root):
-            sums[klass] = sums.get(klass, constant(0)) + domain.points(variables(node), clauses)
+            own_points = domain.points(variables(node), clauses) if variables(node) else constant(1)
+            sums[klass] = sums.get(klass, constant(0)) + own_points
     found += [Count(einsum.name, klass, formula) for klass, formula in sums.items()]
 
     for step, (op, names) in enumerate(stages):

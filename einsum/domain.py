@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from einsight.einsum.expression import Apply, Expression, Symbol, rewrite, variables
 from einsight.einsum.formula import Formula, PointSet, constant, polynomial, single
@@ -19,12 +19,18 @@ class Domain:
 
     cascade: Cascade
     limits: Mapping[str, Expression]
+    known: dict[tuple[frozenset[str], tuple[Expression, ...]], Formula] = field(default_factory=dict, repr=False)
 
     def points(self, kept: frozenset[str], clauses: tuple[Expression, ...]) -> Formula:
         """Number of points of the kept variables that the clauses leave; other variables only need some value.
 
         Variables that no clause ties together become separate factors, in the order in which ranks are declared.
         """
+        if (kept, clauses) not in self.known:
+            self.known[kept, clauses] = self._points(kept, clauses)
+        return self.known[kept, clauses]
+
+    def _points(self, kept: frozenset[str], clauses: tuple[Expression, ...]) -> Formula:
         names = kept.union(*(variables(c) for c in clauses))
         ranges = {v: self._extent(v) for v in sorted(names, key=self._order)}
         exists = names - kept

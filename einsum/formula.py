@@ -61,8 +61,8 @@ class PointSet:
 
     def __str__(self) -> str:
         where = " && ".join(format_expression(c) for c in self.clauses)
-        quantified = f"some {','.join(self.exists)}: " if self.exists else ""
-        return f"#({','.join(self.kept)}: {quantified}{where})" if self.ranges else f"[{where}]"
+        some = f"some {','.join(self.exists)}" if self.exists else ""
+        return "#(" + ": ".join(part for part in (",".join(self.kept), some, where) if part) + ")"
 
 
 @lru_cache(maxsize=65536)
