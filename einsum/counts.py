@@ -87,7 +87,7 @@ class Counts:
         widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
         if sizes is None:
-            lines += [f"{name} = number of points {str(p)[1:]}" if p.kept else f"{name} = 1 if {str(p)[2:-1]}, else 0" for p, name in names.items()]
+            lines += [f"{name} = {_meaning(p)}" for p, name in names.items()]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -99,6 +99,10 @@ def _cell(part: Counts | None, sizes: Mapping[str, Any] | None, names: Mapping[P
         return ""
     formula = part.total()
     return formula.text(names) if sizes is None else f"{formula.evaluate(sizes):,}"
+
+
+def _meaning(points: PointSet) -> str:
+    return f"number of points {str(points)[1:]}" if points.kept else f"1 if {str(points)[2:-1]}, else 0"
 
 
 @lru_cache(maxsize=1024)

@@ -299,3 +299,13 @@ def test_weights_of_a_target() -> None:
 def test_grouping_by_anything_else_is_refused() -> None:
     with pytest.raises(ValueError, match="'colour'"):
         count(load("stable")).group_by("colour")
+
+
+def test_conditions_on_sizes_and_on_values() -> None:
+    text = "cascade t\nrank M, N, E, L\nin Q[m,e] K[n,e] W[m,n]\nout S[m,n]\nS[m,n] = Q[m,e] * K[n,e] * rsqrt(E) where "
+    counts = count(parse(text + "n <= m && L > 3\n"))
+    assert "#2 = 1 if L > 3, else 0" in str(counts)
+    assert counts.evaluate({"M": 2, "N": 3, "E": 4, "L": 4}) == {"macc": 12, "mul": 12, "rsqrt": 1}
+    assert counts.evaluate({"M": 2, "N": 3, "E": 4, "L": 3})["macc"] == 0
+    with pytest.raises(ValueError, match="the predicate uses the values of W; expected coordinates and sizes only"):
+        count(parse(text + "W[m,n] > 0\n")).evaluate({"M": 2, "N": 3, "E": 4})
