@@ -38,7 +38,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """Names while the Einsums are walked. `known` grows; `complete` tells the steps of `block` already written."""
+    """Names while the Einsums are walked. `known` grows; `written` are those of `block` so far."""
 
     names: Header
     later: Mapping[str, Span | None]

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from einsight.einsum.compose import IllegalComposition, compose
 from einsight.einsum.errors import CascadeError
+from einsight.einsum.format import format_cascade
 from einsight.einsum.ir import Cascade
 from einsight.einsum.library import FOLDER, fragment, fragments, listing, load, names
 from einsight.einsum.lint import warnings
-from einsight.einsum.parse import check, parse_file
+from einsight.einsum.parse import check, parse_expression, parse_file
 
 FILES = sorted(FOLDER.rglob("*.casc"))
 
@@ -113,3 +115,18 @@ def test_a_path_of_ones_own_may_have_any_name(tmp_path: Path) -> None:
 def test_names_that_lead_nowhere(read, name: str, says: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CascadeError, match=says):
         read(name)
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_composed_cascade_prints_as_a_file_that_loads(name: str) -> None:
+    causal = parse_expression("n <= m + N - M")
+    composed = 0
+    for part in fragments():
+        try:
+            cascade = compose(load(name), [fragment(part)], mask=causal)
+        except IllegalComposition:
+            continue
+        composed += 1
+        assert check(format_cascade(cascade)) == cascade
+        assert warnings(cascade) == ()
+    assert composed >= (7 if load(name).mark("score") else 0)
