@@ -10,6 +10,7 @@ import typer
 from einsight.cli import workload as options
 from einsight.cli.output import Json, print_json, print_lines
 from einsight.reports.report import EXAMPLE_WORKLOADS, Results, report
+from einsight.sim.family import load_family
 from einsight.sim.predict import predict
 from einsight.sim.workload_file import load_workloads
 
@@ -30,7 +31,8 @@ def run(
     pairs = [(w, t) for w in found for t in options.targets(target or [], w)]
     predictions = tuple(predict(w, t) for w, t in pairs)
     hardware = options.profiles(t for _, t in pairs)
-    page = report(Results(predictions, hardware))
+    families = {name: load_family(name) for name in dict.fromkeys(p.family for p in predictions)}
+    page = report(Results(predictions, hardware, families))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PAGE).write_text(page, encoding="utf-8")
     if as_json:

@@ -10,22 +10,27 @@ from typing import Any
 from einsight.reports import html
 from einsight.reports.figures import roofline_figure, svg
 from einsight.reports.html import Section
-from einsight.reports.numbers import interval, percent, times
 from einsight.reports.roofline import roofline
 from einsight.reports.sources import quantities
 from einsight.sim.hardware import Gpu
 from einsight.sim.prediction import MODEL_VERSION, Prediction
-from einsight.sim.units import format_si, format_time
+from einsight.sim.units import format_time
 
 EXAMPLE_WORKLOADS = Path(__file__).parent / "templates" / "workloads.yaml"
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a report shows: predictions, and the profile of every target that they name."""
+    """What a report shows: predictions, and the profile and family of each by the names that they carry."""
 
     predictions: tuple[Prediction, ...]
     hardware: Mapping[str, Any]
+    families: Mapping[str, Any]
+
+    def by_workload(self) -> list[tuple[Prediction, ...]]:
+        """The predictions of each workload, one per target."""
+        names = dict.fromkeys((p.workload, p.key) for p in self.predictions)
+        return [tuple(p for p in self.predictions if (p.workload, p.key) == name) for name in names]
 
 
 def report(results: Results, sections: tuple[Callable[[Results], Section | None], ...] | None = None) -> str:
@@ -36,36 +41,22 @@ def report(results: Results, sections: tuple[Callable[[Results], Section | None]
 
 
 def prediction_section(results: Results) -> Section | None:
-    """Time, what limits it and how far from the peak, per workload and target."""
-    columns = ("workload", "target", "family", "time (90 %)", "limited by", "because", "TFLOP/s", "of peak", "FLOP/B")
-    rows = [
-        (p.workload, p.target, p.family, interval(p.time_s, p.time_low_s, p.time_high_s), p.bound.name,
-         p.bound.because, f"{p.tflops:.3g}", percent(p.fraction_of_peak), f"{p.intensity:.3g}")
-        for p in results.predictions
-    ]  # fmt: skip
-    traffic = [(p.workload, p.target, *_amounts(p)) for p in results.predictions]
-    assumed = dict.fromkeys(a for p in results.predictions for a in p.assumptions)
-    body = html.table(columns, rows, numbers=(3, 6, 7, 8))
-    body += html.heading("Work, traffic and speedup")
-    body += html.table(("workload", "target", "matmul FLOP", "traffic", "speedup over", "energy"), traffic)
+    """One table per workload, a column per target: what `Prediction.rows` says."""
+    body = ""
+    for column in results.by_workload():
+        labels = [label for label, _ in column[0].rows()]
+        texts = zip(*([text for _, text in p.rows()] for p in column), strict=True)
+        body += html.heading(f"{column[0].workload} ({column[0].cascade})")
+        body += html.table(("", *(p.target for p in column)), [(a, *b) for a, b in zip(labels, texts, strict=True)])
+    assumed = dict.fromkeys(f"{p.target}, {p.family}: {note}" for p in results.predictions for note in p.assumptions)
     body += html.heading("Assumptions") + html.listing(assumed) if assumed else ""
-    return Section("predictions", "Predictions", body)
-
-
-def _amounts(p: Prediction) -> tuple[str, str, str, str]:
-    energy = f"{format_si(p.energy_pj * 1e-12, 'J')}, {p.energy_note}" if p.energy_pj is not None else ""
-    return (
-        format_si(p.flops_matmul, "FLOP"),
-        ", ".join(f"{memory} {format_si(moved, 'B')}" for memory, moved in p.bytes_by_memory.items()),
-        ", ".join(f"{base.replace('_', ' ')} {times(ratio)}" for base, ratio in p.speedup.items()),
-        energy,
-    )
+    return Section("predictions", "Predictions", body) if body else None
 
 
 def bounds_section(results: Results) -> Section | None:
     """Every resource's own time: what would limit next."""
     rows = [
-        (p.workload, p.target, b.name, format_time(b.time_s), percent(b.time_s / p.time_s), b.because)
+        (p.workload, p.target, b.name, format_time(b.time_s), f"{100 * b.time_s / p.time_s:.3g} %", b.because)
         for p in results.predictions
         for b in p.bounds
     ]
@@ -103,10 +94,10 @@ def passes_section(results: Results) -> Section | None:
 
 
 def sources_section(results: Results) -> Section | None:
-    """Every number of the profiles in use, with its kind and source."""
+    """Every number of the profiles and families in use, with its kind and source."""
     body = ""
-    for name, hardware in results.hardware.items():
-        rows = [(place, q.text, q.kind, q.source) for place, q in quantities(hardware)]
+    for name, used in (*results.hardware.items(), *results.families.items()):
+        rows = [(place, q.text, q.kind, q.source) for place, q in quantities(used)]
         body += html.heading(name) + html.table(("quantity", "value", "kind", "source"), rows)
     return Section("sources", "Where each number comes from", body) if body else None
 

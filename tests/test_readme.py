@@ -1,4 +1,4 @@
-"""The README and the pages of docs/ are run: Python blocks as programs, console blocks line by line.
+"""The README is run: Python blocks as programs, console blocks line by line. (Pages of docs/ have tests of their own.)
 
 In a ```console block, lines that begin with "$ einsight" are run and must print exactly the lines below them.
 After a change to a model's numbers: `python tests/test_readme.py` writes what the commands print now; read the difference.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import shlex
 from pathlib import Path
@@ -18,21 +17,20 @@ import pytest
 from einsight.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROMPT = "$ einsight "
 
 
 def blocks(kind: str) -> list[tuple[str, str]]:
-    """(page:line, text) of every block of a kind."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for match in BLOCK.finditer(text):
-            if match[1] == kind:
-                line = text.count("\n", 0, match.start()) + 1
-                found.append((f"{page.relative_to(ROOT)}:{line}", match[2]))
-    return found
+    """("README.md:line", text) of every block of a kind."""
+    text = README.read_text(encoding="utf-8")
+    return [
+        (f"{README.name}:{text.count(chr(10), 0, match.start()) + 1}", match[2])
+        for match in BLOCK.finditer(text)
+        if match[1] == kind
+    ]
 
 
 def printed(command: str) -> str:
@@ -68,15 +66,8 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     assert missing == []
 
 
-def rewrite() -> None:
-    """Writes the present output into every console block."""
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        new = BLOCK.sub(lambda m: m[0] if m[1] != "console" else f"```console\n{refreshed(m[2])}```", text)
-        if new != text:
-            page.write_text(new, encoding="utf-8")
-            print(f"{os.path.relpath(page)}: rewritten")
-
-
 if __name__ == "__main__":
-    rewrite()
+    old = README.read_text(encoding="utf-8")
+    README.write_text(
+        BLOCK.sub(lambda m: m[0] if m[1] != "console" else f"```console\n{refreshed(m[2])}```", old), encoding="utf-8"
+    )

@@ -47,4 +47,4 @@ def prediction() -> Prediction:
 
 @pytest.fixture
 def results(gpu: Gpu, prediction: Prediction) -> Results:
-    return Results((prediction,), {"small": gpu})
+    return Results((prediction,), {"small": gpu}, {})
