@@ -28,7 +28,7 @@ class CascadeError(ValueError):
     def __init__(self, file: str, text: str, problems: Iterable[Problem]) -> None:
         self.file, self.text = file, text
         self.problems = tuple(sorted(problems, key=_place))
-        super().__init__(file, self.problems)
+        super().__init__(file, text, self.problems)
 
     def __str__(self) -> str:
         return render(self.file, self.text, self.problems)

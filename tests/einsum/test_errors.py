@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from dataclasses import dataclass
 
@@ -267,3 +268,9 @@ def test_near_names() -> None:
     assert did_you_mean("k", ["K", "Q"]) == "Did you mean K?"
     assert did_you_mean("SNN", ["SN", "GM"]) == "Did you mean SN?"
     assert did_you_mean("zebra", ["K", "Q"]) is None
+
+
+def test_an_error_survives_the_way_between_processes() -> None:
+    with pytest.raises(CascadeError) as caught:
+        check(body("Z[m] = KK[m]"))
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
