@@ -45,7 +45,7 @@ def cases(here: Environment) -> tuple[Ceiling, ...]:
         for size in (1024, 4096)
     )
     cache = tuple(
-        Ceiling(f"l2-read-{part}th", "read_ring", _ring(l2 // part, 64 * l2, sms), "bytes", QUICK)
+        Ceiling(f"l2-read-1of{part}", "read_ring", _ring(l2 // part, 64 * l2, sms), "bytes", QUICK)
         for part in (16, 8, 4, 2)
     )
     dots = tuple(
