@@ -13,7 +13,7 @@ from einsight.einsum.ir import Cascade
 
 
 def run(
-    name: Annotated[str | None, typer.Argument(help="A library name or the path of a .casc file.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A cascade, a fragment, or the path of a .casc file.")] = None,
     as_json: Json = False,
 ) -> None:
     """The attention algorithms that are there; one name: all about it.
@@ -21,7 +21,7 @@ def run(
     Example: einsight cascades one_pass
     """
     if name is not None:
-        return _one(library.load(name), as_json)
+        return _one(library.fragment(name) if name in library.fragments() else library.load(name), as_json)
     found, fragments = library.listing(), [library.fragment(name) for name in library.fragments()]
     if as_json:
         return print_json({"cascades": [_facts(c) for c in found], "fragments": [_facts(c) for c in fragments]})

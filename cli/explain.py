@@ -14,20 +14,24 @@ from einsight.cli.output import Json, print_json, print_lines
 from einsight.einsum import library
 from einsight.einsum.counts import count
 from einsight.einsum.dot import dot
+from einsight.einsum.footprint import POLICIES, Footprint, footprint
 from einsight.einsum.format import format_cascade, format_einsum
 from einsight.einsum.ir import Cascade
-from einsight.einsum.passes import PassAnalysis, levels
+from einsight.einsum.passes import PassAnalysis, analyse, levels
 from einsight.einsum.resolve import bind
 from einsight.sim.predict import made_chunk
+from einsight.sim.work import KEY, QUERY
 from einsight.sim.workload_file import load_workloads
 
 WORKLOAD_ENDINGS = (".yaml", ".yml")
+ELEMENT_BYTES = 2
 
 
 def run(
     what: Annotated[str, typer.Argument(metavar="CASCADE", help="A library name, a .casc file or a workload .yaml.")],
     size: Annotated[list[str] | None, typer.Option(help="Sizes for the counts: m=6,n=16,e=5,f=7,n0=4.")] = None,
-    rank: Annotated[str, typer.Option(help="The rank whose passes are counted.")] = "N",
+    rank: Annotated[str | None, typer.Option(help="The rank whose passes are counted; default N, the keys.")] = None,
+    block: Annotated[str, typer.Option(help="Query rows of a block, for the traffic.")] = "128",
     as_dot: Annotated[bool, typer.Option("--dot", help="Print the dependency graph for Graphviz.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -35,14 +39,18 @@ def run(
 
     Example: einsight explain one_pass --size m=6,n=16,e=5,f=7,n0=4
     """
-    found = _cascades(what, parsing.sizes(size or ()))
+    found, rows = _cascades(what, parsing.sizes(size or ())), parsing.whole(block, "--block")
+    for cascade, _ in found:
+        if rank is not None and rank not in known_ranks(cascade):
+            raise parsing.CommandError("--rank", rank, f"one of {', '.join(known_ranks(cascade))}")
+    rank = rank or KEY
     if as_dot:
         return print_lines(dot(cascade) for cascade, _ in found)
     if as_json:
-        documents = [explanation(cascade, sizes, rank) for cascade, sizes in found]
+        documents = [explanation(cascade, sizes, rank, rows) for cascade, sizes in found]
         return print_json(documents[0] if len(documents) == 1 else documents)
     for cascade, sizes in found:
-        print_lines(_text(cascade, sizes, rank))
+        print_lines(_text(cascade, sizes, rank, rows))
 
 
 def _cascades(what: str, sizes: Mapping[str, int]) -> list[tuple[Cascade, dict[str, int] | None]]:
@@ -63,7 +71,12 @@ def _sized(cascade: Cascade, sizes: Mapping[str, int]) -> tuple[Cascade, dict[st
     return cascade, bind(cascade, given)
 
 
-def explanation(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str = "N") -> dict[str, Any]:
+def known_ranks(cascade: Cascade) -> tuple[str, ...]:
+    """Ranks and chunks, by name."""
+    return tuple(name for r in cascade.ranks for name in (r.name, *r.parts))
+
+
+def explanation(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str, block: int) -> dict[str, Any]:
     """The JSON of `explain`; counts are numbers where sizes are given and formulas otherwise."""
     found = _levels(cascade, rank)
     counts = count(cascade)
@@ -86,6 +99,7 @@ def explanation(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str = "
             name: {klass: _number(p.total(), sizes) for klass, p in part.group_by("klass").items()}
             for name, part in counts.group_by("einsum").items()
         },
+        "traffic": _traffic(cascade, sizes, block),
         "einsums": [format_einsum(e) for e in cascade.einsums],
         "text": format_cascade(cascade),
     }
@@ -93,7 +107,9 @@ def explanation(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str = "
 
 def _levels(cascade: Cascade, rank: str) -> tuple[PassAnalysis, ...]:
     """The analysis of the rank and its chunks; nothing for a cascade that does not have the rank."""
-    return levels(cascade, rank) if cascade.rank(rank) else ()
+    if rank in (r.name for r in cascade.ranks):
+        return levels(cascade, rank)
+    return (analyse(cascade, rank),) if rank in known_ranks(cascade) else ()
 
 
 def _live(found: PassAnalysis, sizes: Mapping[str, int] | None) -> list[dict[str, Any]]:
@@ -109,15 +125,38 @@ def _live(found: PassAnalysis, sizes: Mapping[str, int] | None) -> list[dict[str
     ]
 
 
+def _footprint(cascade: Cascade, sizes: Mapping[str, int] | None, block: int) -> Footprint | None:
+    """Traffic and buffer of one head; None without sizes or where queries do not meet keys."""
+    if sizes is None or not {QUERY, KEY} <= set(known_ranks(cascade)):
+        return None
+    return footprint(cascade, sizes, min(block, sizes[QUERY]), widths=ELEMENT_BYTES)
+
+
+def _traffic(cascade: Cascade, sizes: Mapping[str, int] | None, block: int) -> dict[str, Any]:
+    found = _footprint(cascade, sizes, block)
+    if found is None or sizes is None:
+        return {}
+    costs = {name: found.policy(name) for name in POLICIES}
+    return {
+        "block": min(block, sizes[QUERY]),
+        "element_bytes": ELEMENT_BYTES,
+        "compulsory_bytes": found.compulsory_bytes,
+        "unfused_bytes": found.unfused_bytes,
+        "policies": {n: {"bytes": c.traffic_bytes, "buffer_bytes": c.buffer_bytes} for n, c in costs.items()},
+    }
+
+
 def _number(formula: Any, sizes: Mapping[str, int] | None) -> int | str:
     return str(formula) if sizes is None else int(formula.evaluate(sizes))
 
 
-def _text(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str) -> list[str]:
+def _text(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str, block: int) -> list[str]:
     at = f" at {', '.join(f'{name}={size}' for name, size in sizes.items())}" if sizes else ""
     lines = [*format_cascade(cascade).rstrip("\n").splitlines(), ""]
     found = _levels(cascade, rank)
-    lines += [line for analysis in found for line in str(analysis).splitlines()] or [
-        f"No rank {rank}: no passes over it."
-    ]
-    return [*lines, "", f"Operations per Einsum and class{at}", *count(cascade).table(sizes).splitlines()]
+    lines += [line for analysis in found for line in str(analysis).splitlines()] or [f"No rank {rank}: no passes over it."]
+    lines += ["", f"Operations per Einsum and class{at}", *count(cascade).table(sizes).splitlines()]
+    if (traffic := _footprint(cascade, sizes, block)) is not None:
+        title = f"Traffic to memory of one head, query blocks of {block}, {ELEMENT_BYTES} bytes an element, dense"
+        lines += ["", title, *str(traffic).splitlines()]
+    return lines

@@ -110,9 +110,7 @@ def _sweep(
     print_table(title, (axis.size, *(c.target for c in curves)), rows, right=(axis.size,))
     print_lines(f"fastest from {axis.size} = {value} on: {name}" for value, name in crossovers(curves))
     if limit_s is not None:
-        print_lines(
-            f"largest {axis.size} within {within} on {c.target}: {c.longest_within(limit_s) or 'none'}" for c in curves
-        )
+        print_lines(f"largest {axis.size} within {within} on {c.target}: {c.longest_within(limit_s) or 'none'}" for c in curves)
 
 
 def _sweep_json(workload: Workload, curves: Sequence[Curve], limit_s: float | None) -> dict[str, object]:

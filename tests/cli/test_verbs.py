@@ -75,6 +75,20 @@ def test_explain_workload_is_the_composed_cascade(einsight: Einsight, workload: 
     assert found["counts_by_einsum"]["BQK"] == {"macc": 8 * 64 * (4096 * 4097 // 2)}
 
 
+def test_explain_traffic_is_that_of_one_head(einsight: Einsight) -> None:
+    """Compulsory: Q, K, V and AV once; unfused, the scores of a 3-pass softmax move too."""
+    found = einsight("explain", "stable", "--size", "m=512,n=1024,e=64,f=64", "--block", "64", "--json").json["traffic"]
+    assert found["compulsory_bytes"] == 2 * (512 + 1024 + 1024 + 512) * 64
+    assert found["unfused_bytes"] > found["compulsory_bytes"] + 2 * 512 * 1024
+    assert found["policies"]["buffer"]["bytes"] >= found["compulsory_bytes"]
+
+
+def test_explain_over_an_unknown_rank_is_refused(einsight: Einsight) -> None:
+    ran = einsight("explain", "one_pass", "--rank", "Q")
+    assert ran.code == 2 and "--rank: found 'Q'; expected one of M, N, N1, N0, E, F" in ran.err
+    assert einsight("explain", "one_pass", "--rank", "N0", "--json").json["passes"] == {"K": 2, "V": 1}
+
+
 def test_explain_dot_is_a_graph_of_the_einsums(einsight: Einsight) -> None:
     out = einsight("explain", "stable", "--dot").out
     assert out.startswith('digraph "stable" {') and out.rstrip().endswith("}")
@@ -86,6 +100,10 @@ def test_cascades_print_back_what_they_are(einsight: Einsight, tmp_path: Path) -
     copy = tmp_path / "copy.casc"
     copy.write_text(text, encoding="utf-8")
     assert einsight("cascades", str(copy)).out == text
+
+
+def test_a_fragment_is_shown_too(einsight: Einsight) -> None:
+    assert einsight("cascades", "alibi").out.startswith("fragment alibi\n")
 
 
 def test_hardware_lists_and_shows(einsight: Einsight) -> None:
