@@ -23,21 +23,30 @@ def run(
     """
     if name is not None:
         return _one(name, as_json)
-    found = [load_hardware(each) for each in names()]
+    found: list[Any] = [load_hardware(each) for each in names()]
     if as_json:
         return print_json([_summary(h) for h in found])
     columns = ("name", "title", "units", "clock", "memory", "memory rate", "bf16 peak", "TDP", "family")
-    print_table("Hardware", columns, [_row(h) for h in found], right=columns[2:8], wrap=("title",))
+    gpus = [_gpu_row(h) for h in found if isinstance(h, Gpu)]
+    print_table("GPUs", columns, gpus, right=columns[2:8], wrap=("title",))
+    if others := [(h.name, h.title, _own_quantities(h)) for h in found if not isinstance(h, Gpu)]:
+        print_table("Arrays", ("name", "title", "what it has"), others, wrap=("title",))
 
 
 def _one(name: str, as_json: bool) -> None:
-    hardware = load_hardware(name)
+    hardware: Any = load_hardware(name)
     if as_json:
         return print_json(_as_plain(hardware))
     rows = [(place, q.text, q.kind, q.source) for place, q in quantities(hardware)]
-    rows += _operator_rows(hardware)
+    if isinstance(hardware, Gpu):
+        rows += _operator_rows(hardware)
     print_table(f"{hardware.name}: {hardware.title}", ("quantity", "value", "kind", "source"), rows, wrap=("value",))
     print(f"Known to drivers as: {', '.join(hardware.devices) or 'no device'}")
+
+
+def _own_quantities(hardware: Any) -> str:
+    """The numbers that stand at the top of a profile, in one line."""
+    return ", ".join(f"{place} {q.text}" for place, q in quantities(hardware) if "." not in place)
 
 
 def _operator_rows(gpu: Gpu) -> list[tuple[str, str, str, str]]:
@@ -48,7 +57,7 @@ def _operator_rows(gpu: Gpu) -> list[tuple[str, str, str, str]]:
     return [(f"operator {klass}", cost or "free", *where) for klass, cost in costs.items()]
 
 
-def _row(gpu: Gpu) -> tuple[str, ...]:
+def _gpu_row(gpu: Gpu) -> tuple[str, ...]:
     peak = gpu.tensor_flops_per_s("bf16") if "bf16" in gpu.tensor_flops_per_cycle else None
     return (
         gpu.name, gpu.title, f"{gpu.sms.value:g} SM", gpu.boost_hz.text, gpu.hbm_bytes.text, gpu.hbm_bytes_per_s.text,
@@ -56,14 +65,17 @@ def _row(gpu: Gpu) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _summary(gpu: Gpu) -> dict[str, Any]:
-    return {
-        "name": gpu.name, "title": gpu.title, "kind": gpu.kind, "architecture": gpu.architecture.name,
-        "devices": list(gpu.devices), "family": dict(gpu.family), "sms": gpu.sms.value,
-        "boost_hz": gpu.boost_hz.value, "hbm_bytes": gpu.hbm_bytes.value,
-        "hbm_bytes_per_s": gpu.hbm_bytes_per_s.value, "tdp_w": gpu.tdp_w.value,
-        "tensor_flops_per_s": {dtype: gpu.tensor_flops_per_s(dtype) for dtype in gpu.tensor_flops_per_cycle},
+def _summary(hardware: Any) -> dict[str, Any]:
+    """What a program needs to choose a target; of a GPU also its rates."""
+    common = {
+        "name": hardware.name, "title": hardware.title, "kind": hardware.kind,
+        "devices": list(hardware.devices), "family": dict(hardware.family),
     }  # fmt: skip
+    own = {place: q.value for place, q in quantities(hardware) if "." not in place}
+    if not isinstance(hardware, Gpu):
+        return common | own
+    rates = {dtype: hardware.tensor_flops_per_s(dtype) for dtype in hardware.tensor_flops_per_cycle}
+    return common | {"architecture": hardware.architecture.name} | own | {"tensor_flops_per_s": rates}
 
 
 def _as_plain(value: Any) -> Any:

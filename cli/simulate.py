@@ -14,7 +14,7 @@ from einsight.cli.parsing import CommandError
 from einsight.reports.roofline import roofline
 from einsight.sim import units
 from einsight.sim.hardware import Gpu
-from einsight.sim.prediction import Prediction
+from einsight.sim.prediction import Prediction, side_by_side
 from einsight.sim.sweep import Curve, crossovers, parse_axis, sweep
 from einsight.sim.workload import Workload
 
@@ -75,11 +75,9 @@ def run(
 def print_predictions(column: Sequence[Prediction]) -> None:
     """One workload on its targets, side by side, then what was assumed and for which of them."""
     first = column[0]
-    labels = [label for label, _ in first.rows()]
-    texts = zip(*([text for _, text in p.rows()] for p in column), strict=True)
     heads = ("", *(p.target for p in column))
     title = f"{first.workload}  ({first.cascade}, key {first.key})"
-    print_table(title, heads, [(label, *row) for label, row in zip(labels, texts, strict=True)], wrap=heads[1:])
+    print_table(title, heads, side_by_side(column), wrap=heads[1:])
     notes: dict[str, list[str]] = {}
     for p in column:
         for note in p.assumptions:

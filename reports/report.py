@@ -13,7 +13,7 @@ from einsight.reports.html import Section
 from einsight.reports.roofline import roofline
 from einsight.reports.sources import quantities
 from einsight.sim.hardware import Gpu
-from einsight.sim.prediction import MODEL_VERSION, Prediction
+from einsight.sim.prediction import MODEL_VERSION, Prediction, side_by_side
 from einsight.sim.units import format_time
 
 EXAMPLE_WORKLOADS = Path(__file__).parent / "templates" / "workloads.yaml"
@@ -44,10 +44,8 @@ def prediction_section(results: Results) -> Section | None:
     """One table per workload, a column per target: what `Prediction.rows` says."""
     body = ""
     for column in results.by_workload():
-        labels = [label for label, _ in column[0].rows()]
-        texts = zip(*([text for _, text in p.rows()] for p in column), strict=True)
         body += html.heading(f"{column[0].workload} ({column[0].cascade})")
-        body += html.table(("", *(p.target for p in column)), [(a, *b) for a, b in zip(labels, texts, strict=True)])
+        body += html.table(("", *(p.target for p in column)), side_by_side(column))
     assumed = dict.fromkeys(f"{p.target}, {p.family}: {note}" for p in results.predictions for note in p.assumptions)
     body += html.heading("Assumptions") + html.listing(assumed) if assumed else ""
     return Section("predictions", "Predictions", body) if body else None

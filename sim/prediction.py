@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +69,18 @@ class Prediction:
         return self.flops_matmul / self.time_s / self.peak_flops_per_s
 
     def rows(self) -> list[tuple[str, str]]:
-        """(label, text) of everything that is printed; the labels of one workload are the same on every target."""
+        """(label, text) of everything that is printed."""
         layers = [] if self.time_all_layers_s is None else [
             (f"all {self.layers} layers", format_time(self.time_all_layers_s))
         ]  # fmt: skip
         span = f"{format_time(self.time_low_s)} to {format_time(self.time_high_s)}"
         energy = [] if self.energy_pj is None else [
             ("energy", f"{format_si(self.energy_pj * 1e-12, 'J')} ({self.energy_note})")
+        ]  # fmt: skip
+        array = [] if self.cycles is None else [
+            ("cycles", ", ".join(f"{part} {n:,.4g}" for part, n in self.cycles.items())),
+            ("utilisation", ", ".join(f"{part} {100 * u:.3g} %" for part, u in (self.utilisation or {}).items())),
+            ("area", "" if self.area_mm2 is None else f"{self.area_mm2:,.4g} mm^2"),
         ]  # fmt: skip
         return [
             ("family", self.family),
@@ -89,6 +94,7 @@ class Prediction:
             ("passes", ", ".join(f"{tensor} {n}" for tensor, n in self.passes.items())),
             *((f"speedup {base.replace('_', ' ')}", f"{ratio:.3g}x") for base, ratio in self.speedup.items()),
             *energy,
+            *array,
             ("mapping", ", ".join(_choice(name, value) for name, value in self.mapping.items() if value is not False)),
         ]
 
@@ -121,6 +127,13 @@ class Prediction:
             out["layers"] = self.layers
             out["time_all_layers_s"] = self.time_all_layers_s
         return out
+
+
+def side_by_side(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
+    """Rows of a label and one text per prediction; empty where a target has no such line."""
+    texts = [dict(p.rows()) for p in predictions]
+    labels = dict.fromkeys(label for rows in texts for label in rows)
+    return [(label, *(rows.get(label, "") for rows in texts)) for label in labels]
 
 
 def _choice(name: str, value: Any) -> str:
