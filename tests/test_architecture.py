@@ -1,4 +1,7 @@
-"""Who may import whom, and how long a function or a file may be. Every rule is itself tested on a planted violation."""
+"""Who may import whom, where device names may stand, and how long functions and files may be.
+
+Every rule is itself tested on a planted violation.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +35,24 @@ HOME: dict[str, tuple[str, ...]] = {
 }
 """Package and the paths (by their beginning) that may import it."""
 
+HARDWARE_IS_DATA = ("einsum", "sim", "kernels", "tuner", "reports")
+"""Folders whose code may not name a device (docstrings may, as examples; the command's hints and the tests too)."""
+
 FUNCTION_LINES, TRITON_LINES, FILE_LINES = 60, 160, 500
 
 
 def violations(root: Path) -> list[str]:
     """Every broken rule as `path:line: what`, over our folders, tests and benchmarks below `root`."""
     found: list[str] = []
+    devices = tuple(p.stem for p in (root / "hw_profiles").glob("*.yaml") if any(c.isdigit() for c in p.stem))
     for folder in (*OURS, "tests", "benchmarks"):
         for file in sorted((root / folder).rglob("*.py")):
             path = file.relative_to(root).as_posix()
             text = file.read_text(encoding="utf-8")
             tree = ast.parse(text, filename=path)
             found += _long(path, text, tree)
+            if folder in HARDWARE_IS_DATA:
+                found += _named_devices(path, tree, devices)
             for line, module in _imports(path, tree):
                 found += [f"{path}:{line}: {why}" for why in _wrong_import(path, module)]
     return found
@@ -77,6 +86,19 @@ def _wrong_import(path: str, module: str) -> Iterator[str]:
         yield f"{folder} may not import {parts[1]}"
     elif folder == "reports" and parts[1] == "tuner" and not f"{module}.".startswith(REPORTS_MAY_READ):
         yield f"reports may read only the records of tuner, not {module}"
+
+
+def _named_devices(path: str, tree: ast.AST, devices: tuple[str, ...]) -> Iterator[str]:
+    """String literals, docstrings aside, that contain the name of a profile."""
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body
+        if isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield from (f"{path}:{node.lineno}: names the device {d}" for d in devices if d in node.value)
 
 
 def _long(path: str, text: str, tree: ast.AST) -> Iterator[str]:
@@ -128,6 +150,14 @@ def test_a_planted_violation_is_found(tmp_path: Path, path: str, text: str, why:
     plant(tmp_path, path, text)
     (found,) = violations(tmp_path)
     assert found.startswith(f"{path}:") and why in found
+
+
+
+
+def test_a_device_named_in_code_is_found(tmp_path: Path) -> None:
+    plant(tmp_path, "hw_profiles/x100.yaml", "")
+    plant(tmp_path, "sim/a.py", '"""Such as x100."""\nname = "x100"\n')
+    assert violations(tmp_path) == ["sim/a.py:2: names the device x100"]
 
 
 ALLOWED = [
