@@ -29,9 +29,13 @@ ELEMENT_BYTES = 2
 
 def run(
     what: Annotated[str, typer.Argument(metavar="CASCADE", help="A library name, a .casc file or a workload .yaml.")],
-    size: Annotated[list[str] | None, typer.Option(help="Sizes for the counts: m=6,n=16,e=5,f=7,n0=4.")] = None,
-    rank: Annotated[str | None, typer.Option(help="The rank whose passes are counted; default N, the keys.")] = None,
-    block: Annotated[str, typer.Option(help="Query rows of a block, for the traffic.")] = "128",
+    size: Annotated[
+        list[str] | None, typer.Option(metavar="m=6,n=16,...", help="Sizes for the counts and the traffic.")
+    ] = None,
+    rank: Annotated[
+        str | None, typer.Option(metavar="N", help="The rank whose passes are counted; default N, the keys.")
+    ] = None,
+    block: Annotated[str, typer.Option(metavar="M0", help="Query rows of a block, for the traffic.")] = "128",
     as_dot: Annotated[bool, typer.Option("--dot", help="Print the dependency graph for Graphviz.")] = False,
     as_json: Json = False,
 ) -> None:

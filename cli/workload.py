@@ -18,11 +18,11 @@ from einsight.sim.prediction import Prediction
 from einsight.sim.workload import Workload
 from einsight.sim.workload_file import load_workloads
 
-Files = Annotated[list[Path] | None, typer.Argument(metavar="[WORKLOAD.yaml]...", help="Workload files.")]
+Files = Annotated[list[Path] | None, typer.Argument(metavar="WORKLOAD.yaml", help="Workload files.")]
 Model = Annotated[Path | None, typer.Option(metavar="config.json", help="A Hugging Face model configuration.")]
 Cascade = Annotated[str | None, typer.Option(help="A library name or a .casc file, with the sizes below.")]
 Phase = Annotated[str | None, typer.Option(metavar="prefill|decode", help="What the model does.")]
-Batch = Annotated[str, typer.Option(metavar="B", help="Sequences.")]
+Batch = Annotated[str | None, typer.Option(metavar="B", help="Sequences; default 1.")]
 Heads = Annotated[str | None, typer.Option(metavar="H", help="Query heads.")]
 KvHeads = Annotated[str | None, typer.Option(metavar="G", help="KV heads; default: as many as query heads.")]
 Seq = Annotated[str | None, typer.Option(metavar="N", help="Queries and keys per sequence; 8k is 8192.")]
@@ -45,7 +45,7 @@ class Shape:
 
     cascade: str | None
     phase: str | None
-    batch: str
+    batch: str | None
     heads: str | None
     kv_heads: str | None
     seq: str | None
@@ -77,7 +77,7 @@ class Shape:
             mask.append({"window": window})
         made = Workload.attention(
             cascade=self.cascade or "one_pass",
-            batch=whole(self.batch, "--batch"),
+            batch=_optional(self.batch, "--batch") or 1,
             heads=whole(self.heads, "--heads"),
             kv_heads=_optional(self.kv_heads, "--kv-heads"),
             seq_q=queries,
@@ -105,7 +105,7 @@ class Shape:
 
 
 NOT_BESIDE_A_MODEL = ("heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "causal", "window", "bias")
-NOT_BESIDE_FILES = (*NOT_BESIDE_A_MODEL, "cascade", "phase", "seq", "dtype", "cache")
+NOT_BESIDE_FILES = (*NOT_BESIDE_A_MODEL, "batch", "cascade", "phase", "seq", "dtype", "cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def cases(files: Sequence[Path], model: Path | None, shape: Shape) -> list[Case]
         return [Case((LayerGroup(shape.workload(), 1),))]
     config = load_model(model)
     groups = config.groups(
-        shape.phase or "prefill", whole(shape.batch, "--batch"), shape.model_length, shape.dtype,
+        shape.phase or "prefill", _optional(shape.batch, "--batch") or 1, shape.model_length, shape.dtype,
         shape.cascade or "one_pass", shape.cache or "cold",
     )  # fmt: skip
     return [Case(groups, True, config.notes)]

@@ -219,6 +219,7 @@ def test_doctor_finds_the_reference_folder(einsight: Einsight, tmp_path: Path, m
         ((*SHAPE, "--target", "h100-sxm", "--plot", "picture.gif"), ".svg"),
         (("absent.yaml",), "absent.yaml"),
         (("absent.yaml", "--heads", "8"), "--heads"),
+        (("absent.yaml", "--batch", "8"), "--batch"),
         (("--model", "absent.json", "--seq", "4k", "--target", "b200"), "absent.json"),
         (("--model", "absent.json", "--heads", "4"), "--heads"),
         (("--model", "absent.json", "absent.yaml"), "--model"),
