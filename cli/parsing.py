@@ -1,4 +1,4 @@
-"""Small notations of the command line: `8k` and `m=6,n=16`."""
+"""Small notations of the command line: `8k`, `m=6,n=16` and `low_rank:r=16`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 SUFFIXES = {"": 1, "k": 1024, "m": 1024**2}  # sequence lengths: 128k is 131072 tokens
+_NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
 _WHOLE = re.compile(r"([0-9]+)([kKmM]?)")
 
 
@@ -35,4 +36,16 @@ def sizes(texts: Iterable[str], option: str = "--size") -> dict[str, int]:
         if name in found:
             raise CommandError(option, pair, f"{name} only once")
         found[name] = whole(value, f"{option} {name}")
+    return found
+
+
+def fragment(text: str, option: str = "--bias") -> dict[str, str | float]:
+    """`alibi`, or with parameters `low_rank:r=16`, as the mapping that workload files write."""
+    kind, colon, rest = text.partition(":")
+    found: dict[str, str | float] = {"kind": kind}
+    for pair in rest.split(",") if colon else ():
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not name.isalnum() or not _NUMBER.fullmatch(value):
+            raise CommandError(option, text, "a fragment's name, with parameters as in low_rank:r=16 or softcap:cap=50")
+        found[name] = float(value) if "." in value else int(value)
     return found

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from einsight.cli.parsing import CommandError, whole
+from einsight.cli.parsing import CommandError, fragment, whole
 from einsight.sim.hardware import load_hardware
 from einsight.sim.layers import predict_layers
 from einsight.sim.model_config import LayerGroup, load_model
@@ -32,7 +32,7 @@ HeadDim = Annotated[str | None, typer.Option(metavar="E", help="Dimension of a h
 Dtype = Annotated[str | None, typer.Option(metavar="bf16|fp16|fp8_e4m3|...", help="Element type; default bf16.")]
 Causal = Annotated[bool, typer.Option("--causal", help="Each query sees the keys up to its own position.")]
 Window = Annotated[str | None, typer.Option(metavar="W", help="Each query sees the last W keys only.")]
-Bias = Annotated[list[str] | None, typer.Option(metavar="FRAGMENT", help="A fragment such as alibi; repeatable.")]
+Bias = Annotated[list[str] | None, typer.Option(metavar="KIND[:r=16]", help="A fragment such as alibi; repeatable.")]
 Cache = Annotated[str | None, typer.Option(metavar="cold|warm", help="Whether small operands start in L2.")]
 Target = Annotated[list[str] | None, typer.Option(metavar="NAME[:FAMILY]", help="Where; repeatable.")]
 
@@ -85,7 +85,7 @@ class Shape:
             head_dim=_optional(self.head_dim, "--head-dim") or DEFAULT_HEAD_DIM,
             dtype=self.dtype or "bf16",
             mask=mask,
-            bias=self.bias or [],
+            bias=[fragment(text) for text in self.bias or []],
             phase=self.phase,
             cache=self.cache or "cold",
         )

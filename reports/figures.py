@@ -48,6 +48,8 @@ def svg(figure: Figure, salt: str) -> str:
 
 def roofline_figure(rooflines: Sequence[Roofline]) -> Figure:
     """One panel per target, log axes: FLOP per byte against FLOP/s; below each its workloads."""
+    if not rooflines:
+        raise PictureError("no GPU among the targets; a roofline is drawn for GPUs")
     with matplotlib.rc_context(TEXT):
         columns = min(2, len(rooflines))
         rows = -(-len(rooflines) // columns)

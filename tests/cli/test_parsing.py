@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from einsight.cli.parsing import CommandError, sizes, whole
+from einsight.cli.parsing import CommandError, fragment, sizes, whole
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,15 @@ def test_sizes() -> None:
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(CommandError):
         sizes([text])
+
+
+def test_fragments() -> None:
+    assert fragment("alibi") == {"kind": "alibi"}
+    assert fragment("low_rank:r=16") == {"kind": "low_rank", "r": 16}
+    assert fragment("softcap:cap=50.5,x=-1") == {"kind": "softcap", "cap": 50.5, "x": -1}
+
+
+@pytest.mark.parametrize("text", ["a:", "a:r", "a:r=", "a:r=x", "a:=3", "a:r=1,,", "a:r=1e9", "a:r=nan"])
+def test_bad_fragments(text: str) -> None:
+    with pytest.raises(CommandError, match="--bias"):
+        fragment(text)

@@ -125,3 +125,8 @@ def test_every_quantity_is_listed(gpu: Gpu) -> None:
     assert found["hbm_bytes_per_s"].value == 1e12
     assert found["architecture.special_ops_per_cycle"].value == 16
     assert found["tensor_flops_per_cycle.fp8_e4m3"].value == 2000
+
+
+def test_roofline_of_no_gpu_is_refused() -> None:
+    with pytest.raises(PictureError, match="no GPU"):
+        roofline_figure([])
