@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from einsight.kernels.band import Band, band
@@ -40,14 +41,7 @@ class Case:
     @property
     def seen_pairs(self) -> int:
         """Unmasked (query, key) pairs of one head."""
-        _, _, _, M, N, _, _ = self.sizes
-        total = 0
-        for m in range(M):
-            at = self.band.diagonal(m, M, N)
-            low = 0 if self.band.left is None else max(0, at - self.band.left)
-            high = N if self.band.right is None else min(N, at + self.band.right + 1)
-            total += max(0, high - low)
-        return total
+        return seen_pairs(self.band, *self.sizes[3:5])
 
     @property
     def flops(self) -> float:
@@ -75,6 +69,18 @@ class Case:
             "config": [config.block_m, config.block_n, config.num_warps, config.num_stages],
         }  # fmt: skip
         return Request(KERNEL.module, KERNEL.compiler, arguments, capability)
+
+
+@lru_cache
+def seen_pairs(mask: Band, M: int, N: int) -> int:
+    """Pairs (m, n) inside a band, row by row."""
+    total = 0
+    for m in range(M):
+        at = mask.diagonal(m, M, N)
+        low = 0 if mask.left is None else max(0, at - mask.left)
+        high = N if mask.right is None else min(N, at + mask.right + 1)
+        total += max(0, high - low)
+    return total
 
 
 # Swept over the whole space.

@@ -85,10 +85,9 @@ def inner_loop(sass: str) -> dict[str, int]:
     if not counted:
         return {}
     dots = [c for c in counted if any(c[name] for name in MATRIX)]
+    best = max(counted, key=Counter.total)
     if dots:
         best = min(dots, key=lambda c: c.total() / sum(c[name] for name in MATRIX))
-    else:
-        best = max(counted, key=Counter.total)
     return dict(sorted(best.items())) | {"total": best.total()}
 
 

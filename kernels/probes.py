@@ -22,6 +22,7 @@ BLOCK = 4096  # 32-bit words a block handles at once: 8 loads of 16 bytes in fli
 CHAINS = 1024  # independent chains a block runs: 8 per thread of 4 warps, more than any arithmetic latency needs
 UNROLL = 32  # dependent steps between two loop branches
 BLOCKS_PER_SM = 8
+FUSED = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ def _read(x_ptr, out_ptr, chunks, visits, BLOCK: tl.constexpr):
 
 @triton.jit
 def _exp2_chain(out_ptr, start, rounds, CHAINS: tl.constexpr, UNROLL: tl.constexpr):
-    """x <- 2^-x, again and again: tends to 0.64. One special-function operation a step, and beside it the sign as an
-    fp32 addition, which keeps that pipe at an eighth of its rate."""
+    """x <- 2^-x, again and again: tends to 0.64. One special-function operation a step; some compilers put the sign into
+    an fp32 addition beside it, which keeps that pipe at an eighth of its rate."""
     x = tl.arange(0, CHAINS).to(tl.float32) * start
     for _ in tl.range(0, rounds):
         for _ in tl.static_range(UNROLL):
@@ -107,7 +108,7 @@ def fma_rate(rounds: int, sms: int) -> Probe:
     out = torch.empty(sms * BLOCKS_PER_SM, dtype=torch.float32, device="cuda")
 
     def call() -> None:
-        _fma_chain[(out.numel(),)](out, 1e-3, 0.999, rounds, CHAINS=CHAINS, UNROLL=UNROLL, num_warps=4)
+        _fma_chain[(out.numel(),)](out, 1e-3, 0.999, rounds, CHAINS=CHAINS, UNROLL=UNROLL, **FUSED)
 
     steps = float(out.numel() * CHAINS * UNROLL * rounds)
     return Probe(call, {"vector_ops": steps, "flops": 2.0 * steps})
@@ -145,5 +146,5 @@ def compile_named(probe: str) -> Any:
     if probe == "exp2":
         return _exp2_chain.warmup(torch.float32, 1e-3, 64, CHAINS=CHAINS, UNROLL=UNROLL, grid=(1,), num_warps=4)
     if probe == "fma":
-        return _fma_chain.warmup(torch.float32, 1e-3, 0.999, 64, CHAINS=CHAINS, UNROLL=UNROLL, grid=(1,), num_warps=4)
+        return _fma_chain.warmup(torch.float32, 1e-3, 0.999, 64, CHAINS=CHAINS, UNROLL=UNROLL, grid=(1,), **FUSED)
     raise ValueError(f"probe: got {probe!r}, expected read, exp2 or fma")

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, Queue
@@ -201,6 +202,7 @@ def _key(request: Request) -> str:
     return hashlib.sha256(payload.encode()).hexdigest()[:32]
 
 
+@lru_cache
 def source_hash(module: str) -> str:
     """SHA-256 (first 16 hex digits) of a kernel module's text: what its records and cached builds are keyed by."""
     spec = find_spec(module)

@@ -18,9 +18,9 @@ from typing import Any
 
 from einsight.tuner.record import CACHES, Environment
 
-# The device waits this many cycles (about 80 microseconds) per call before the start event, so that the host has
-# launched everything by the time the timed work begins: a Python launch costs tens of microseconds.
-HEAD_START_CYCLES = 150_000
+# The device waits this many cycles (about 200 microseconds) per call before the start event, so that the host has
+# launched everything by the time the timed work begins: a launch from Python costs up to 100 microseconds.
+HEAD_START_CYCLES = 400_000
 SHORTEST_SAMPLE_S = 100e-6  # event resolution is about half a microsecond: shorter work is repeated within one sample
 
 

@@ -27,7 +27,8 @@ def test_each_loop_is_the_unit_it_claims_to_measure() -> None:
         probe, loop = request.arguments["probe"], answers[id(request)].loop
         assert answers[id(request)].status == "ok" and answers[id(request)].stack_bytes == 0
         if probe == "exp2":
-            assert loop["MUFU.EX2"] == steps and loop["FADD"] == steps and loop["total"] <= 2 * steps + 8
+            assert loop["MUFU.EX2"] == steps and loop["total"] - loop.get("FADD", 0) <= steps + 8
+            assert loop.get("FADD", 0) in (0, steps)  # the sign, where the compiler does not fold it
         elif probe == "fma":  # FFMA2 does two at once
             assert loop.get("FFMA", 0) + 2 * loop.get("FFMA2", 0) == steps and loop["total"] <= steps + 8
         else:
