@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from einsight.tuner.measure import NoGpuError, Policy, enough, environment, median_half_width, parse_clocks, time_call
+from einsight.tuner import measure
+from einsight.tuner.measure import (
+    NoGpuError,
+    Policy,
+    enough,
+    environment,
+    median_half_width,
+    parse_clocks,
+    time_call,
+    time_calls,
+    under_load,
+)
 from einsight.tuner.record import Environment
 
 BARE = Environment("Test GPU", 90, 132, 80 << 30, 50 << 20, "", "13.0", "2.11", "3.6", "3.12", "Linux 6")
@@ -57,6 +72,100 @@ def test_what_nvidia_smi_says() -> None:
     assert (told.power_limit_w, told.temperature_c) == (700.0, 31.0)
     assert parse_clocks(BARE, "580.10, 1980, [N/A], 3201, [Not Supported], 31").power_limit_w is None
     assert parse_clocks(BARE, "No devices were found") == BARE
+
+
+class Device:
+    """As much of torch as measuring touches, with a clock that only work moves."""
+
+    def __init__(self) -> None:
+        self.clock_s, self.flushes, self.sleeps, self.asked = 0.0, 0, 0, 0
+        self.cuda, self.int8, self.version = self, "int8", SimpleNamespace(cuda="13.0")
+        self.__version__ = "2.11"
+
+    def work(self, seconds: float) -> Callable[[], None]:
+        def call() -> None:
+            self.clock_s += seconds
+
+        return call
+
+    def Event(self, enable_timing: bool) -> Any:
+        event = SimpleNamespace(at=0.0, synchronize=lambda: None)
+        event.record = lambda: setattr(event, "at", self.clock_s)
+        event.elapsed_time = lambda end: (end.at - event.at) * 1e3
+        return event
+
+    def empty(self, size: int, dtype: str, device: str) -> Any:
+        assert size >= 2 * (50 << 20)  # what overwrites L2 must be larger than it
+
+        def zero() -> None:
+            self.flushes += 1
+            self.clock_s += 1e-4
+
+        return SimpleNamespace(zero_=zero)
+
+    def _sleep(self, cycles: int) -> None:
+        self.sleeps += 1
+        self.clock_s += cycles * 1e-9
+
+    def synchronize(self) -> None:
+        pass
+
+    def current_device(self) -> int:
+        return 0
+
+    def get_device_properties(self, device: int) -> Any:
+        return SimpleNamespace(
+            name="Test GPU", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30, L2_cache_size=50 << 20,
+            uuid="1234",
+        )  # fmt: skip
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    fake = Device()
+
+    def smi(command: list[str], **rest: Any) -> Any:
+        assert command[0] == "nvidia-smi" and command[-1] == "--id=GPU-1234"
+        fake.asked += 1
+        return SimpleNamespace(stdout="580.10, 1700, 1980, 3201, 700.00, 60\n")
+
+    monkeypatch.setattr(measure, "_cuda", lambda: fake)
+    monkeypatch.setattr(measure.subprocess, "run", smi)
+    return fake
+
+
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+@pytest.mark.parametrize("seconds", [2e-6, 3e-3])
+def test_a_sample_is_the_time_of_one_call(device: Device, cache: str, seconds: float) -> None:
+    policy = Policy(cache=cache, warmup_s=0.0, min_samples=7)
+    samples = time_call(device.work(seconds), policy)
+    assert len(samples) == 7 and samples == pytest.approx([seconds] * 7)
+    assert device.flushes == (7 if cache == "cold" else 0) and device.sleeps >= 7
+
+
+def test_callables_take_turns_and_each_stops_by_itself(device: Device) -> None:
+    order: list[str] = []
+
+    def named(name: str, times: Iterator[float]) -> Callable[[], None]:
+        def call() -> None:
+            order.append(name)
+            device.clock_s += next(times)
+
+        return call
+
+    noisy = itertools.cycle([1e-3, 2e-3])
+    policy = Policy(cache="cold", warmup_s=0.0, min_samples=6, max_samples=12, budget_s=1.0)
+    got = time_calls({"steady": named("steady", itertools.repeat(1e-3)), "noisy": named("noisy", noisy)}, policy)
+    assert {name: len(samples) for name, samples in got.items()} == {"steady": 6, "noisy": 12}
+    assert "".join(name[0] for name in order).endswith("snsnsnsnsnsnnnnnnn")
+
+
+def test_the_environment_is_read_idle_and_under_load(device: Device) -> None:
+    here = environment()
+    assert (here.device, here.capability, here.driver, here.sm_clock_hz) == ("Test GPU", 90, "580.10", 1.7e9)
+    before = device.clock_s
+    assert under_load(here, device.work(1e-2), 1e-2).temperature_c == 60
+    assert device.asked == 2 and device.clock_s - before == pytest.approx(0.5)
 
 
 def test_without_a_gpu_measuring_says_so() -> None:
