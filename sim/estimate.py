@@ -17,7 +17,7 @@ from einsight.sim.hardware import Gpu
 from einsight.sim.mapping import Mapping, choose_splits, choose_tile
 from einsight.sim.mask import Mask
 from einsight.sim.plan import Plan, head_dim, key_bytes, mask_operations, row_bytes
-from einsight.sim.schedule import ONE, ZERO, Array
+from einsight.sim.schedule import ONE, ZERO, Array, Flags
 from einsight.sim.tiles import touched_keys
 from einsight.sim.work import KEY, QUERY
 
@@ -54,11 +54,14 @@ def build_cases(
     names = sorted(sizes)
     full = dict(zip(names, np.broadcast_arrays(*(np.asarray(sizes[n], dtype=np.float64) for n in names)), strict=True))
     notes: list[str] = []
-    block_m, block_n, resident = _tile_choice(plan, full, gpu, family, mapping, notes)
-    pack = _packed(full, family, mapping)
+    windowed = mask.window is not None
+    pack = _packed(full, family, mapping, windowed)
     heads = np.where(pack, full["J"], 1.0)
+    block_m, block_n, resident = _tile_choice(plan, full, full[QUERY] * heads, gpu, family, mapping, notes)
     tiles = _tiles(mask, full, block_m, block_n, heads, family, mapping)
-    splits = _split_choice(plan, full, tiles, block_n, resident, pack, gpu, family, mapping)
+    splits = np.ones(block_m.shape)
+    if mapping is not None or family.window_splits or not windowed:
+        splits = _split_choice(plan, full, tiles, block_n, resident, pack, gpu, family, mapping)
     persistent = mapping.schedule == "persistent" if mapping else family.schedule == "persistent"
     return Cases(
         sizes=full, block_m=block_m, block_n=block_n, splits=splits, blocks_per_sm=resident,
@@ -69,13 +72,14 @@ def build_cases(
 
 
 def _tile_choice(
-    plan: Plan, sizes: MappingType[str, Array], gpu: Gpu, family: Family, mapping: Mapping | None, notes: list[str]
-) -> tuple[Array, Array, Array]:
+    plan: Plan, sizes: MappingType[str, Array], query_rows: Array, gpu: Gpu, family: Family, mapping: Mapping | None,
+    notes: list[str],
+) -> tuple[Array, Array, Array]:  # fmt: skip
     shape = sizes[QUERY].shape
     if mapping is not None:
         return tuple(np.full(shape, float(x)) for x in (mapping.block_m, mapping.block_n, mapping.blocks_per_sm))  # type: ignore[return-value]
     dims, rows, keys = (np.broadcast_to(f(plan, sizes), shape) for f in (head_dim, row_bytes, key_bytes))
-    chosen = choose_tile(family, gpu.architecture, dims, rows, keys)
+    chosen = choose_tile(family, gpu.architecture, dims, query_rows, rows, keys)
     wide = dims > family.tiles[-1].head_dim
     if np.any(wide):
         notes.append(
@@ -85,9 +89,11 @@ def _tile_choice(
     return chosen
 
 
-def _packed(sizes: MappingType[str, Array], family: Family, mapping: Mapping | None) -> Array:
+def _packed(sizes: MappingType[str, Array], family: Family, mapping: Mapping | None, windowed: bool) -> Flags:
     if mapping is not None:
         return np.full(sizes[QUERY].shape, mapping.pack_gqa)
+    if windowed and not family.window_packs:
+        return np.zeros(sizes[QUERY].shape, dtype=bool)
     if family.pack_gqa == "decode":
         return np.asarray(sizes[QUERY] <= 1.0)
     return np.full(sizes[QUERY].shape, family.pack_gqa == "always")
@@ -115,7 +121,7 @@ def masking_steps(mask: Mask, rows: Array, block_n: Array) -> Array:
 
 
 def _split_choice(
-    plan: Plan, sizes: MappingType[str, Array], tiles: Tiles, block_n: Array, resident: Array, pack: Array, gpu: Gpu,
+    plan: Plan, sizes: MappingType[str, Array], tiles: Tiles, block_n: Array, resident: Array, pack: Flags, gpu: Gpu,
     family: Family, mapping: Mapping | None,
 ) -> Array:  # fmt: skip
     if mapping is not None:
@@ -123,8 +129,13 @@ def _split_choice(
     if not plan.splittable:
         return np.ones(block_n.shape)
     replicas = sizes["B"] * sizes["G"] * np.where(pack, 1.0, sizes["J"])
-    slots = gpu.sms.value * resident
-    return choose_splits(family, np.maximum(tiles.blocks * replicas, 1.0), tiles.longest, tiles.longest * block_n, slots)
+    blocks = np.maximum(tiles.blocks * replicas, 1.0)
+    keys = np.minimum(tiles.longest * block_n, sizes[KEY])
+    prefill, decode = (
+        choose_splits(family.split[phase], blocks, sizes["B"], tiles.longest, keys, gpu.sms.value, resident)
+        for phase in ("prefill", "decode")
+    )
+    return np.where(sizes[QUERY] <= 1.0, decode, prefill)  # a prefill of one token takes the decode path
 
 
 def mapping_of(cases: Cases, index: int, family: Family, fused: bool) -> Mapping:

@@ -7,37 +7,67 @@ and where it comes from.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 
 from einsight.sim import strict_yaml
-from einsight.sim.hardware import DTYPES, INSTRUCTIONS, KINDS, Gpu, Quantity
+from einsight.sim.hardware import DTYPES, INSTRUCTIONS, KINDS, PHASES, Architecture, Gpu, Quantity
 from einsight.sim.schedule import SCHEDULES
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
 
-CONSTANTS: Mapping[str, tuple[str, str]] = {
-    "launch_s": ("s", "launch, first bytes and whatever the framework adds to every call"),
-    "combine_s": ("s", "launch of the kernel that merges the parts of a split run"),
-    "mma_efficiency": ("", "share of the tensor cores' issue slots that dependent products can fill"),
-    "unhidden": ("", "share of the smaller resources' cycles that the largest does not hide"),
-    "unhidden_memory": ("", "share of the smaller of compute and memory time that the larger does not hide"),
-    "vector_per_score": ("op", "fp32-pipe operations per score that the cascade does not contain (conversions)"),
-    "block_cycles": ("cycle", "prologue and epilogue of a block"),
-    "hbm_fraction": ("", "streaming bandwidth over the datasheet's"),
-    "interval": ("", "half width of the 90 % interval, relative, on this family's own ground"),
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """One constant that a family gives: unit, physical range, and what it means. Fits stay inside the range."""
+
+    unit: str
+    low: float
+    high: float
+    meaning: str
+
+
+CONSTANTS: Mapping[str, Constant] = {
+    "launch_s": Constant("s", 1e-6, 3e-5, "launch, first bytes and whatever comes with every call"),
+    "sequence_s": Constant("s", 0.0, 5e-8, "scheduler work per sequence of the batch"),
+    "combine_s": Constant("s", 0.0, 1.5e-5, "launch of the kernel that merges the parts of a split run"),
+    "split_s": Constant("s", 0.0, 3e-7, "merging, per part"),
+    "mma_efficiency": Constant("", 0.2, 1.0, "share of the tensor cores' issue slots that dependent products can fill"),
+    "unhidden": Constant("", 0.0, 1.0, "share of the smaller resources' cycles that the largest does not hide"),
+    "unhidden_memory": Constant("", 0.0, 1.0, "share of the smaller of compute and memory time that is not hidden"),
+    "vector_per_score": Constant("op", 0.0, 30.0, "fp32-pipe operations per score beside the cascade's (conversions)"),
+    "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
+    "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
+    "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
+    "regroup_s": Constant("s", 0.0, 1.5e-5, "copies that bring the packed query heads of several sequences into order"),
+    "joule_per_flop": Constant("J", 0.0, 1e-12, "switching energy that a long run must pay at TDP: the falling clock"),
+    "kv_copy": Constant("", 0.0, 4.0, "times that a framework's own kernels move the new keys and values (cache writer)"),
+    "q_copy": Constant("", 0.0, 4.0, "times that a framework's own kernels move queries or outputs"),
+    "token_cycles": Constant("cycle", 0.0, 20.0, "cycles per new token and thread of a cache writer with a block per token"),
+    "uneven_s": Constant("s", 0.0, 1.5e-5, "extra framework kernels when keys and values have different widths"),
+    "hbm_fraction": Constant("", 0.5, 1.0, "streaming bandwidth over the datasheet's"),
+    "l2_usable": Constant("", 0.3, 1.1, "share of L2 that a re-read working set can occupy before it misses"),
+    "interval": Constant("", 0.02, 2.0, "half width of the 90 % interval, relative, on this family's own ground"),
 }
-"""Name -> (unit, meaning) of every constant a fused GPU family must give."""
+"""Every constant of a GPU family. A family gives what it knows of; the others have the value that changes nothing."""
+
+NEUTRAL: Mapping[str, float] = {
+    "sequence_s": 0.0, "split_s": 0.0, "tile_cycles": 0.0, "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
+    "joule_per_flop": 0.0, "kv_copy": 0.0, "q_copy": 0.0, "regroup_s": 0.0, "token_cycles": 0.0,
+    "uneven_s": 0.0,
+}  # fmt: skip
+"""What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Block shape for head dimensions up to `head_dim`."""
+    """Block shape for head dimensions up to `head_dim` and, where given, up to `rows` query rows of one head."""
 
     head_dim: int
     block_m: int
     block_n: int
+    rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +75,41 @@ class SplitRule:
     """How a family cuts the key rank when the grid is too small.
 
     none        never
-    efficiency  below 80 % of a wave and above `min_tiles` key tiles: the smallest split whose waves are at least 85 %
-                as full as the best split's (FlashAttention's heuristic)
-    fill        as many parts as free slots, none shorter than `min_keys`
+    efficiency  below 80 % of `waves` waves and from `min_tiles` key tiles on: the smallest split whose waves are at
+                least 85 % as full as the best split's (FlashAttention's heuristic)
+    balanced    FlashAttention-3's decode scheduler: that split for one sequence, and no more parts than tiles per SM allow
+    fill        `waves` waves of parts, none shorter than `min_keys`
     """
 
     rule: str
     min_tiles: int = 1
     min_keys: int = 1
+    waves: int = 1
 
 
 @dataclass(frozen=True, slots=True)
+class Fit:
+    """Constants fitted for one architecture and phase (and, where it is another kernel, one pair of dtypes).
+
+    `fitted_on` names the file, its hash and the rows, and `error` what held-out rows gave.
+    """
+
+    architecture: str
+    phase: str
+    dtypes: tuple[str, ...]  # operand dtypes it holds for, the keys' and values' last: ("bf16", "bf16")
+    constants: Mapping[str, float]
+    fitted_on: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """A kernel family. `constants` in SI units; `operand_rows`: rows that one shared-memory read of K or V serves."""
+    """A kernel family.
+
+    operand_rows  query rows that one shared-memory read of a K or V tile serves
+    row_granule   rows that a block computes together: rows beyond the last group that holds any are not computed
+    constants     assumed ones, with their sources; `fits` take their place where there is one
+    """
 
     name: str
     title: str
@@ -70,18 +122,43 @@ class Family:
     stages: int
     registers_per_thread: int
     operand_rows: int
+    row_granule: int
     schedule: str
     pack_gqa: str  # always | decode | never
     skips_masked: bool
-    split: SplitRule
+    window_packs: bool  # whether pack_gqa holds under a sliding window too
+    window_splits: bool
+    split: Mapping[str, SplitRule]  # by phase
     constants: Mapping[str, Quantity]
+    fits: tuple[Fit, ...] = ()
 
     def constant(self, name: str) -> float:
-        return self.constants[name].value
+        found = self.constants.get(name)
+        return NEUTRAL[name] if found is None else found.value
 
-    def tile(self, head_dim: int) -> Tile:
-        """The block for a head dimension: the first row that covers it, else the last."""
-        return next((t for t in self.tiles if head_dim <= t.head_dim), self.tiles[-1])
+    def on(self, gpu: Gpu, phase: str, dtype: str, kv_dtype: str) -> tuple[Family, str]:
+        """(this family with the constants fitted nearest to the target, how near in words; "" when none was fitted).
+
+        The same architecture first, then the nearest one with the same instructions; the interval grows with the distance.
+        """
+        if not self.fits:
+            return self, ""
+        arch = gpu.architecture
+        ranked = sorted(self.fits, key=lambda f: _distance(f, arch, phase, (dtype, kv_dtype)))
+        fit, distance = ranked[0], _distance(ranked[0], arch, phase, (dtype, kv_dtype))
+        widen = 1.0 + 0.75 * sum(distance[:3])
+        merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in fit.constants.items()}
+        if "interval" in merged:
+            merged["interval"] = replace(merged["interval"], value=merged["interval"].value * widen)
+        note = f"constants of {self.name} fitted for {fit.architecture} {fit.phase} {'/'.join(fit.dtypes)} on {fit.fitted_on}"
+        if sum(distance[:3]):
+            note += f"; none for {arch.name} {phase} {dtype}/{kv_dtype}, interval widened x{widen:g}"
+        return replace(self, constants={**self.constants, **merged}), note
+
+    def tile(self, head_dim: int, rows: int) -> Tile:
+        """The block for a head dimension and rows: the first line that covers both, else the last."""
+        fits = (t for t in self.tiles if head_dim <= t.head_dim and (t.rows is None or rows <= t.rows))
+        return next(fits, self.tiles[-1])
 
     def why_unusable(self, gpu: Gpu, dtype: str) -> str | None:
         """The reason why this family cannot run on the GPU with this operand type, or None."""
@@ -97,6 +174,14 @@ class Family:
         return None
 
 
+def _distance(fit: Fit, arch: Architecture, phase: str, dtypes: tuple[str, str]) -> tuple[int, int, int, float]:
+    """How far a fit is from what is asked: other phase, other architecture, other dtypes, steps of compute capability."""
+    same = fit.architecture == arch.name
+    steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - float(arch.compute_capability)) if not same else 0.0
+    return 2 * (fit.phase != phase), int(not same), int(fit.dtypes != dtypes), steps
+
+
+@cache
 def names() -> tuple[str, ...]:
     """Every shipped family."""
     return tuple(sorted(p.name.removesuffix(".yaml") for p in _folder().iterdir() if p.name.endswith(".yaml")))
@@ -117,12 +202,12 @@ def load_family(name: str) -> Family:
 
 _KEYS = (
     "name", "title", "source", "instructions", "dtypes", "fuses", "tiles", "warps", "stages", "registers_per_thread",
-    "operand_rows", "schedule", "pack_gqa", "skips_masked", "split", "constants",
+    "operand_rows", "row_granule", "schedule", "pack_gqa", "skips_masked", "split", "constants",
 )  # fmt: skip
 
 
 def _family(root: Item) -> Family:
-    t = root.table(required=_KEYS)
+    t = root.table(required=_KEYS, optional=("window", "fits"))
     return Family(
         name=t["name"].text(),
         title=t["title"].text(),
@@ -135,28 +220,42 @@ def _family(root: Item) -> Family:
         stages=t["stages"].integer(1),
         registers_per_thread=t["registers_per_thread"].integer(1),
         operand_rows=t["operand_rows"].integer(1),
+        row_granule=t["row_granule"].integer(1),
         schedule=t["schedule"].choice(SCHEDULES),
         pack_gqa=t["pack_gqa"].choice(("always", "decode", "never")),
         skips_masked=t["skips_masked"].boolean(),
-        split=_split(t["split"]),
+        window_packs=_flag(t.get("window"), "packs"),
+        window_splits=_flag(t.get("window"), "splits"),
+        split={p: _split(item) for p, item in t["split"].table(required=PHASES).items()},
         constants=_constants(t["constants"]),
+        fits=tuple(_fit(i) for i in t["fits"].items()) if "fits" in t else (),
     )
 
 
+def _flag(item: Item | None, name: str) -> bool:
+    """An entry of `window: {packs: false, splits: false}`; true where nothing is said."""
+    if item is None:
+        return True
+    table = item.table(optional=("packs", "splits"))
+    return table[name].boolean() if name in table else True
+
+
 def _tile(item: Item) -> Tile:
-    t = item.table(required=("head_dim", "block_m", "block_n"))
-    return Tile(t["head_dim"].integer(1), t["block_m"].integer(1), t["block_n"].integer(1))
+    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows",))
+    rows = t["rows"].integer(1) if "rows" in t else None
+    return Tile(t["head_dim"].integer(1), t["block_m"].integer(1), t["block_n"].integer(1), rows)
 
 
 def _split(item: Item) -> SplitRule:
-    t = item.table(required=("rule",), optional=("min_tiles", "min_keys"))
-    rule = t["rule"].choice(("none", "efficiency", "fill"))
-    return SplitRule(rule, *(t[k].integer(1) if k in t else 1 for k in ("min_tiles", "min_keys")))
+    t = item.table(required=("rule",), optional=("min_tiles", "min_keys", "waves"))
+    rule = t["rule"].choice(("none", "efficiency", "balanced", "fill"))
+    return SplitRule(rule, *(t[k].integer(1) if k in t else 1 for k in ("min_tiles", "min_keys", "waves")))
 
 
 def _constants(item: Item) -> Mapping[str, Quantity]:
-    entries = item.table(required=tuple(CONSTANTS))
-    return {name: _constant(entries[name], unit) for name, (unit, _) in CONSTANTS.items()}
+    required = [name for name in CONSTANTS if name not in NEUTRAL]
+    entries = item.table(required=required, optional=tuple(NEUTRAL))
+    return {name: _constant(entry, CONSTANTS[name].unit) for name, entry in entries.items()}
 
 
 def _constant(item: Item, unit: str) -> Quantity:
@@ -165,3 +264,17 @@ def _constant(item: Item, unit: str) -> Quantity:
     if value < 0:
         raise t["value"].error("a number that is not negative")
     return Quantity(value, str(t["value"].value), t["kind"].choice(KINDS), t["source"].text())
+
+
+def _fit(item: Item) -> Fit:
+    t = item.table(required=("architecture", "phase", "dtypes", "fitted_on", "constants"), optional=("error",))
+    numbers = t["constants"].table(optional=tuple(CONSTANTS))
+    for name, entry in numbers.items():
+        bounds = CONSTANTS[name]
+        if not bounds.low <= entry.number() <= bounds.high:
+            raise entry.error(f"a number from {bounds.low:g} to {bounds.high:g}: {bounds.meaning}")
+    return Fit(
+        t["architecture"].text(), t["phase"].choice(PHASES), tuple(d.choice(DTYPES) for d in t["dtypes"].items()),
+        {name: entry.number() for name, entry in numbers.items()}, t["fitted_on"].text(),
+        t["error"].text() if "error" in t else "",
+    )  # fmt: skip

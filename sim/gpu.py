@@ -18,7 +18,7 @@ from einsight.einsum.ir import Tensor
 from einsight.sim.family import Family
 from einsight.sim.grid import Tiles
 from einsight.sim.hardware import Gpu
-from einsight.sim.schedule import ONE, ZERO, Array, makespan
+from einsight.sim.schedule import ONE, ZERO, Array, Flags, makespan
 from einsight.sim.traffic import OUTER, Cache, elements, hbm_bytes
 from einsight.sim.work import KEY, QUERY, KernelWork, Share, Sweep, costs_of
 
@@ -45,9 +45,9 @@ class Cases:
     block_n: Array
     splits: Array
     blocks_per_sm: Array
-    persistent: Array
-    pack: Array
-    warm: Array
+    persistent: Flags
+    pack: Flags
+    warm: Flags
     tiles: Tiles
     widths: Mapping[str, float]
     dtype: str
@@ -86,12 +86,12 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     resident = np.maximum(1.0, np.minimum(cases.blocks_per_sm, np.ceil(count / gpu.sms.value)))
     slots = gpu.sms.value * resident
 
-    at = tile_sizes(cases)
+    at = tile_sizes(cases, family)
     swept = [_tile(sweep, at, cases, gpu, family) for sweep in work.sweeps]
     rounds = [np.maximum(t.alone, resident * t.widest) for t in swept]
-    per_tile = sum(rounds, ZERO)
+    per_tile = sum(rounds, ZERO) + family.constant("tile_cycles") * len(swept)
     masked = cases.mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * resident
-    fixed = family.constant("block_cycles") + _block_cycles(work, at, cases, gpu)
+    fixed = family.constant("block_cycles") + _block_cycles(work, at, cases, gpu, family)
 
     def block(total: Array, border: Array) -> Array:
         return fixed + np.ceil(total / cases.splits) * per_tile + np.ceil(border / cases.splits) * masked * len(swept)
@@ -119,7 +119,7 @@ class _TileCost:
 def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family: Family) -> _TileCost:
     arch = gpu.architecture
     peak = _unit_cycles(sweep.share, at, cases, gpu)
-    scores = cases.block_m * cases.block_n
+    scores = at[QUERY] * at[KEY]
     peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * scores / arch.vector_ops_per_cycle.value
     loaded = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams), ZERO)
     shared = loaded * (1.0 + np.ceil(cases.block_m / family.operand_rows))
@@ -142,11 +142,11 @@ def _unit_cycles(share: Share, at: Mapping[str, Array], cases: Cases, gpu: Gpu) 
     }
 
 
-def _block_cycles(work: KernelWork, at: Mapping[str, Array], cases: Cases, gpu: Gpu) -> Array:
+def _block_cycles(work: KernelWork, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family: Family) -> Array:
     """Once per block: resident tensors in, results out, and the Einsums outside the sweeps, one after the other."""
     moved = sum((elements(t, at) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), ZERO)
     once = _unit_cycles(work.block, at, cases, gpu)
-    return moved / gpu.architecture.l2_bytes_per_cycle.value + sum(once.values(), ZERO)
+    return moved / family.constant("block_bytes_per_cycle") + sum(once.values(), ZERO)
 
 
 def grid_extents(work: KernelWork, cases: Cases) -> list[tuple[str, Array]]:
@@ -164,12 +164,17 @@ def _key_tiles(cases: Cases) -> Tiles:
     return Tiles(np.ones_like(total), total, none, total, none, total, none)
 
 
-def tile_sizes(cases: Cases) -> dict[str, Array]:
-    """Sizes at which a formula gives the work of one tile of one head: M = block_m, N = block_n, one chunk of each."""
+def tile_sizes(cases: Cases, family: Family) -> dict[str, Array]:
+    """Sizes at which a formula gives the work of one tile of one head: M = rows, N = block_n, one chunk of each.
+
+    A short problem fills its block only up to the last group of `row_granule` rows that holds a query.
+    """
+    held = cases.sizes[QUERY] * np.where(cases.pack, cases.sizes["J"], 1.0)
+    rows = np.minimum(cases.block_m, np.ceil(held / family.row_granule) * family.row_granule)
     at = dict(cases.sizes)
     at |= dict.fromkeys(OUTER, ONE)
-    at |= {QUERY: cases.block_m, KEY: cases.block_n}
-    for rank, tile in ((QUERY, cases.block_m), (KEY, cases.block_n)):
+    at |= {QUERY: rows, KEY: cases.block_n}
+    for rank, tile in ((QUERY, rows), (KEY, cases.block_n)):
         at |= {f"{rank}0": tile, f"{rank}1": ONE}
     return at
 
@@ -181,7 +186,7 @@ def _assemble(
     arch, clock, sms = gpu.architecture, gpu.boost_hz.value, gpu.sms.value
     run = tiles.total * replicas
     far = memory_bytes(work, cases, gpu, family, extents, slots)
-    near = sum((t.stream_bytes for t in swept), ZERO) * run + _resident_bytes(work, cases, replicas, tiles)
+    near = sum((t.stream_bytes for t in swept), ZERO) * run + _resident_bytes(work, cases, family, replicas, tiles)
     partial = _partial_bytes(work, cases)
     bounds = {
         unit: sum((t.peak[unit] for t in swept), ZERO) * run / sms / clock
@@ -193,16 +198,71 @@ def _assemble(
     compute, memory = cycles / clock, bounds["HBM"] / family.constant("hbm_fraction")
     time = np.maximum(compute, memory) + family.constant("unhidden_memory") * np.minimum(compute, memory)
     time = np.maximum(time, np.maximum(bounds["L2"], bounds["shared memory"]))
-    merge = np.where(cases.splits > 1, family.constant("combine_s"), 0.0)
+    time = time + _throttle(time, bounds["tensor cores"], cases, gpu, family) + _copies(work, cases, gpu, family)
+    merge = np.where(cases.splits > 1, family.constant("combine_s") + family.constant("split_s") * cases.splits, 0.0)
     merge = merge + 2.0 * partial / (arch.l2_bytes_per_cycle.value * sms * clock)
-    bounds["launch"] = family.constant("launch_s") + np.where(cases.splits > 1, family.constant("combine_s"), 0.0)
-    time = time + merge + family.constant("launch_s")
+    launch = family.constant("launch_s") + family.constant("sequence_s") * cases.sizes["B"]
+    widths = {_row_width(t, cases) for s in work.sweeps for t in s.streams if QUERY not in t.ranks}
+    launch = launch + (family.constant("uneven_s") if len(widths) > 1 else 0.0)
+    regroups = cases.pack & (cases.sizes["B"] > 1) & (cases.sizes["G"] > 1) & (cases.sizes["J"] > 1)
+    launch = launch + np.where(regroups, family.constant("regroup_s"), 0.0)
+    bounds["launch"] = launch + np.where(cases.splits > 1, family.constant("combine_s"), 0.0)
+    time = time + merge + launch
     shared = sum((t.shared_bytes for t in swept), ZERO) * run
     return KernelTime(work.name, time, bounds, far, near + 2.0 * partial, shared, {})
 
 
-def _resident_bytes(work: KernelWork, cases: Cases, replicas: Array, tiles: Tiles) -> Array:
-    at = tile_sizes(cases)
+THROTTLE_S = 4e-3
+"""Run time over which the clock falls from boost to sustained (thermal and power control loops: milliseconds)."""
+
+
+def _throttle(time: Array, products_s: Array, cases: Cases, gpu: Gpu, family: Family) -> Array:
+    """Extra seconds of a long run whose clock falls: the energy of its tensor-core work, paid at TDP.
+
+    Short runs end before the power control reacts. Grows with the run and with the work, never with a faster device.
+    """
+    flops = products_s * gpu.tensor_flops_per_s(cases.dtype)
+    share = 1.0 / (1.0 + (THROTTLE_S / np.maximum(time, 1e-9)) ** 1.5)
+    return family.constant("joule_per_flop") * flops / gpu.tdp_w.value * share
+
+
+WRITER_THREADS = 512.0
+"""Most threads of a cache writer's block; it has one per element of a token's keys below that."""
+
+
+def head_width(work: KernelWork, cases: Cases) -> Array:
+    """Elements of one key, the widest streamed tensor's."""
+    streamed = [t for s in work.sweeps for t in s.streams if QUERY not in t.ranks]
+    return reduce(np.maximum, (elements(t, {**tile_ones(cases), KEY: ONE}) for t in streamed), ONE)
+
+
+def tile_ones(cases: Cases) -> dict[str, Array]:
+    """The sizes of one head and one step: every outer and position rank 1, features as they are."""
+    ranks = (*OUTER, QUERY, KEY, f"{QUERY}0", f"{QUERY}1", f"{KEY}0", f"{KEY}1")
+    return {**cases.sizes, **dict.fromkeys(ranks, ONE)}
+
+
+def _row_width(tensor: Tensor, cases: Cases) -> float:
+    return float(np.max(elements(tensor, tile_ones(cases))))
+
+
+def _copies(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Array:
+    """Seconds of a framework's own kernels around the attention kernel: they read 16-bit activations and write them as
+    the cache keeps them, from and to L2 while that holds them, else HBM."""
+    new = np.minimum(cases.sizes[QUERY] / cases.sizes[KEY], 1.0)  # of the keys, those that this call adds
+    one_step = [t for t in dict.fromkeys(t for s in work.sweeps for t in s.streams) if QUERY not in t.ranks]
+    keys = sum((elements(t, cases.sizes) * new * (2.0 + cases.widths[t.name]) for t in one_step), ZERO)
+    rows = sum((elements(t, cases.sizes) * (2.0 + cases.widths[t.name]) for t in work.residents if QUERY in t.ranks), ZERO)
+    moved = family.constant("kv_copy") * keys + family.constant("q_copy") * rows
+    near = gpu.architecture.l2_bytes_per_cycle.value * gpu.sms.value * gpu.boost_hz.value
+    threads = np.minimum(cases.sizes["G"] * head_width(work, cases), WRITER_THREADS) * cases.sizes["B"] * cases.sizes[QUERY]
+    writer = family.constant("token_cycles") * threads / (gpu.sms.value * gpu.boost_hz.value)
+    miss = np.where(cases.warm, Cache(gpu.l2_bytes.value, family.constant("l2_usable")).miss(moved), 1.0)
+    return writer + moved * ((1.0 - miss) / near + miss / (gpu.hbm_bytes_per_s.value * family.constant("hbm_fraction")))
+
+
+def _resident_bytes(work: KernelWork, cases: Cases, family: Family, replicas: Array, tiles: Tiles) -> Array:
+    at = tile_sizes(cases, family)
     per_block = sum((elements(t, at) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), ZERO)
     return per_block * tiles.blocks * replicas * cases.splits
 
@@ -222,7 +282,7 @@ def memory_bytes(
     work: KernelWork, cases: Cases, gpu: Gpu, family: Family, extents: list[tuple[str, Array]], slots: Array
 ) -> Array:
     """Bytes from and to HBM of one fused kernel."""
-    cache = Cache(gpu.l2_bytes.value)
+    cache = Cache(gpu.l2_bytes.value, family.constant("l2_usable"))
     inputs: dict[Tensor, float] = dict.fromkeys(work.residents, 1.0)
     for sweep in work.sweeps:
         for tensor in sweep.streams:

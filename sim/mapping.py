@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from einsight.sim.family import Family
+from einsight.sim.family import Family, SplitRule
 from einsight.sim.hardware import Architecture
 from einsight.sim.schedule import SCHEDULES, Array
 
@@ -95,12 +95,10 @@ def why_illegal(mapping: Mapping, resources: Resources, arch: Architecture) -> s
 
 
 def choose_tile(
-    family: Family, arch: Architecture, head_dim: Array, row_bytes: Array, key_bytes: Array
+    family: Family, arch: Architecture, head_dim: Array, query_rows: Array, row_bytes: Array, key_bytes: Array
 ) -> tuple[Array, Array, Array]:
     """(block_m, block_n, blocks per SM) by the family's table, halved until one block fits into shared memory."""
-    rows = [family.tile(int(d)) for d in head_dim.ravel()]
-    block_m = np.array([t.block_m for t in rows], dtype=np.float64).reshape(head_dim.shape)
-    block_n = np.array([t.block_n for t in rows], dtype=np.float64).reshape(head_dim.shape)
+    block_m, block_n = _table_tile(family, head_dim, query_rows)
     fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes)
     while np.any(fits < 1) and np.any((fits < 1) & (block_n > 16) | (fits < 1) & (block_m > 16)):
         narrow = (fits < 1) & (block_n > 32)
@@ -111,28 +109,55 @@ def choose_tile(
     return block_m, block_n, np.maximum(fits, 1.0)
 
 
+def _table_tile(family: Family, head_dim: Array, query_rows: Array) -> tuple[Array, Array]:
+    """Block shapes by the family's table, for every case."""
+    block_m, block_n = np.zeros_like(head_dim), np.zeros_like(head_dim)
+    pending = np.ones(head_dim.shape, dtype=bool)
+    for line in family.tiles:
+        here = pending & (head_dim <= line.head_dim)
+        if line.rows is not None:
+            here = here & (query_rows <= line.rows)
+        block_m, block_n = np.where(here, line.block_m, block_m), np.where(here, line.block_n, block_n)
+        pending = pending & ~here
+    last = family.tiles[-1]
+    return np.where(pending, last.block_m, block_m), np.where(pending, last.block_n, block_n)
+
+
 def _fits(family: Family, arch: Architecture, m: Array, n: Array, row_bytes: Array, key_bytes: Array) -> Array:
     shared = shared_bytes(m, n, row_bytes, key_bytes, family.stages)
     return occupancy(arch, shared, family.warps, family.registers_per_thread)
 
 
-def choose_splits(family: Family, blocks: Array, tiles: Array, keys: Array, slots: Array) -> Array:
-    """Parts of the key rank by the family's rule. `blocks`: the grid without splitting; `tiles`: key tiles of the
-    longest block; `keys`: keys it covers; `slots`: blocks that run at the same time."""
-    if family.split.rule == "none":
+def choose_splits(
+    rule: SplitRule, blocks: Array, sequences: Array, tiles: Array, keys: Array, sms: float, resident: Array
+) -> Array:
+    """Parts of the key rank by a family's rule.
+
+    `blocks`: the grid without splitting, of `sequences` sequences; `tiles`: key tiles of the longest block; `keys`: keys
+    it covers; `sms` SMs with `resident` blocks on each.
+    """
+    slots = sms * resident
+    if rule.rule == "none":
         return np.ones_like(blocks)
-    if family.split.rule == "fill":
-        most = np.maximum(1.0, np.floor(keys / family.split.min_keys))
-        return np.clip(np.floor(slots / blocks), 1.0, np.minimum(most, np.maximum(tiles, 1.0)))
-    return _efficient_splits(blocks, tiles, slots, family.split.min_tiles)
+    if rule.rule == "fill":
+        most = np.maximum(1.0, np.ceil(keys / rule.min_keys))
+        return np.clip(np.floor(rule.waves * slots / blocks), 1.0, np.minimum(most, np.maximum(tiles, 1.0)))
+    if rule.rule == "efficiency":
+        return _efficient_splits(blocks, tiles, np.full_like(blocks, rule.waves * sms), rule.min_tiles)
+    bound = _efficient_splits(blocks / sequences, tiles, np.full_like(blocks, sms), rule.min_tiles)
+    per_part = np.ceil(1.1 * blocks * tiles / sms)
+    parts = np.minimum(bound, np.ceil(tiles / np.maximum(per_part, 1.0)))
+    return np.ceil(tiles / np.maximum(np.ceil(tiles / np.maximum(parts, 1.0)), 1.0)).clip(1.0)
 
 
 def _efficient_splits(blocks: Array, tiles: Array, slots: Array, min_tiles: int) -> Array:
     """FlashAttention's heuristic: the smallest split that fills its waves at least 85 % as well as the best one."""
-    most = 128
+    most = int(min(128, max(1.0, float(np.max(tiles, initial=1.0)))))
     s = np.arange(1, most + 1, dtype=np.float64)
     waves = blocks[..., None] * s / slots[..., None]
-    useful = s <= np.maximum(tiles[..., None], 1.0)
+    whole = np.ceil(tiles[..., None] / s)
+    before = np.ceil(tiles[..., None] / np.maximum(s - 1.0, 1.0))
+    useful = (s == 1.0) | ((s <= np.maximum(tiles[..., None], 1.0)) & (whole != before))
     efficiency = np.where(useful, waves / np.ceil(waves), 0.0)
     good = efficiency >= 0.85 * efficiency.max(axis=-1, keepdims=True)
     chosen = s[np.argmax(good, axis=-1)]

@@ -26,6 +26,7 @@ class Plan:
     """What the models need of one workload, sizes aside.
 
     widths  bytes per element of every tensor
+    dtype, kv_dtype  of the arithmetic (the widest operand's) and of the narrowest tensor that streams by key
     pairs   Einsums that walk queries and keys: a mask thins them out
     """
 
@@ -35,6 +36,7 @@ class Plan:
     passes: PassAnalysis
     widths: Mapping[str, float]
     dtype: str
+    kv_dtype: str
     pairs: frozenset[str]
 
     @property
@@ -56,8 +58,10 @@ def plan(cascade: Cascade, fused: bool, dtypes: Mapping[str, str], default: str)
     operands = {a.tensor for e in resolved.einsums for a in e.reads if _in_matmul(resolved, e.name)}
     used = [dtypes.get(t.name, default) for t in resolved.inputs if t.name in operands]
     dtype = max(used or [default], key=lambda d: DTYPE_BYTES[d])
+    keyed = [dtypes.get(t.name, default) for t in resolved.inputs if KEY in t.ranks and t.name in operands]
+    narrow = min(keyed or [dtype], key=lambda d: DTYPE_BYTES[d])
     pairs = frozenset(e.name for e in resolved.einsums if walks(resolved, e, QUERY) and walks(resolved, e, KEY))
-    return Plan(resolved, kernels(resolved, fused), count(resolved), analyse(resolved, KEY), widths, dtype, pairs)
+    return Plan(resolved, kernels(resolved, fused), count(resolved), analyse(resolved, KEY), widths, dtype, narrow, pairs)
 
 
 def _in_matmul(cascade: Cascade, einsum: str) -> bool:

@@ -13,7 +13,7 @@ from einsight.einsum import library
 from einsight.einsum.compose import compose
 from einsight.sim.estimate import Estimate, estimate, mapping_of
 from einsight.sim.family import Family, load_family
-from einsight.sim.hardware import Gpu, load_hardware
+from einsight.sim.hardware import Gpu, load_gpu
 from einsight.sim.mapping import Mapping
 from einsight.sim.mask import DENSE
 from einsight.sim.mask_pairs import live_points
@@ -40,13 +40,22 @@ def predict(workload: Workload, target: str, family: str | None = None, mapping:
     Raises SpecError for an unknown name, IllegalMapping when the family cannot run it there.
     """
     name, _, chosen = target.partition(":")
-    gpu = load_hardware(name)
-    fam = load_family(family or chosen or workload.family or gpu.family[workload.phase])
-    made = plan_of(workload, fam)
-    if reason := fam.why_unusable(gpu, made.dtype):
+    gpu = load_gpu(name)
+    fam, made, note = family_on(workload, gpu, family or chosen or workload.family or gpu.family[workload.phase])
+    return _worded(workload, gpu, fam, made, estimate_of(workload, gpu, fam, mapping), note)
+
+
+def family_on(workload: Workload, gpu: Gpu, name: str) -> tuple[Family, Plan, str]:
+    """(the family with the constants fitted nearest to this GPU and workload, the plan, where they come from).
+
+    Raises IllegalMapping when the family cannot run there.
+    """
+    family = load_family(name)
+    made = plan_of(workload, family)
+    if reason := family.why_unusable(gpu, made.dtype):
         raise IllegalMapping(reason)
-    found = estimate_of(workload, gpu, fam, mapping)
-    return _worded(workload, gpu, fam, made, found)
+    fitted, note = family.on(gpu, workload.phase, made.dtype, made.kv_dtype)
+    return fitted, made, note
 
 
 def plan_of(workload: Workload, family: Family) -> Plan:
@@ -81,7 +90,7 @@ def estimate_of(workload: Workload, gpu: Gpu, family: Family, mapping: Mapping |
     return estimate(plan_of(workload, family), mask, sizes, workload.cache == "warm", gpu, family, mapping)
 
 
-def _worded(workload: Workload, gpu: Gpu, family: Family, made: Plan, found: Estimate) -> Prediction:
+def _worded(workload: Workload, gpu: Gpu, family: Family, made: Plan, found: Estimate, note: str) -> Prediction:
     time = float(found.time_s[0])
     bounds = _bounds(found, gpu, family, made.dtype)
     floor = max(b.time_s for b in bounds)
@@ -105,7 +114,7 @@ def _worded(workload: Workload, gpu: Gpu, family: Family, made: Plan, found: Est
         peak_flops_per_s=gpu.tensor_flops_per_s(made.dtype),
         speedup=speedups(workload, gpu, time),
         mapping=mapping_of(found.cases, 0, family, family.fuses).as_json(),
-        assumptions=_assumptions(gpu, family, found),
+        assumptions=_assumptions(gpu, family, found, note),
         energy_pj=gpu.tdp_w.value * time * 1e12,
         energy_note=f"upper bound: TDP {gpu.tdp_w.text} x time",
     )
@@ -157,7 +166,8 @@ def speedups(workload: Workload, gpu: Gpu, time: float) -> dict[str, float]:
 
 @lru_cache(maxsize=4096)
 def _baseline(workload: Workload, target: str, family: str) -> float:
-    fam, gpu = load_family(family), load_hardware(target)
+    gpu = load_gpu(target)
+    fam, _, _ = family_on(workload, gpu, family)
     return float(estimate_of(workload, gpu, fam).time_s[0])
 
 
@@ -200,9 +210,9 @@ def _reasons(found: Estimate, gpu: Gpu, family: Family, dtype: str):  # type: ig
     return because
 
 
-def _assumptions(gpu: Gpu, family: Family, found: Estimate) -> tuple[str, ...]:
+def _assumptions(gpu: Gpu, family: Family, found: Estimate, note: str) -> tuple[str, ...]:
     unfitted = [n for n, c in family.constants.items() if c.kind == "assumed"]
-    notes = [f"clock: boost, {gpu.boost_hz.text}, throughout"]
+    notes = [f"clock: boost, {gpu.boost_hz.text}, falling in long runs", *([note] if note else [])]
     if unfitted:
         notes.append(f"family {family.name}: constants not fitted on measurements: {', '.join(unfitted)}")
     if not found.cases.tiles.exact:

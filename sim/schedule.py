@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 SCHEDULES = ("static", "persistent")
 ONE: Array = np.ones(())
 ZERO: Array = np.zeros(())

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from einsight.sim.estimate import estimate
-from einsight.sim.family import load_family
-from einsight.sim.hardware import load_hardware
-from einsight.sim.predict import IllegalMapping, plan_of
+from einsight.sim.hardware import load_gpu
+from einsight.sim.predict import family_on
 from einsight.sim.schedule import Array
 from einsight.sim.workload import Workload
 
@@ -100,14 +99,10 @@ def sweep(workload: Workload, axis: Axis, targets: Sequence[str]) -> tuple[Curve
 
 def _curve(workload: Workload, axis: Axis, target: str) -> Curve:
     name, _, chosen = target.partition(":")
-    gpu = load_hardware(name)
-    family = load_family(chosen or workload.family or gpu.family[workload.phase])
-    made = plan_of(workload, family)
-    if reason := family.why_unusable(gpu, made.dtype):
-        raise IllegalMapping(reason)
-    found = estimate(
-        made, workload.mask, swept_sizes(workload, axis), workload.cache == "warm", gpu, family
-    )
+    gpu = load_gpu(name)
+    family, made, _ = family_on(workload, gpu, chosen or workload.family or gpu.family[workload.phase])
+    sizes = swept_sizes(workload, axis)
+    found = estimate(made, workload.mask, sizes, workload.cache == "warm", gpu, family)
     names = list(found.bounds_s)
     widest = np.argmax(np.stack([found.bounds_s[n] for n in names]), axis=0)
     return Curve(name, family.name, axis, tuple(map(float, found.time_s)), tuple(names[i] for i in widest))

@@ -30,7 +30,7 @@ class Cache:
 
     capacity: float
     usable: float = 0.7
-    ramp: float = 0.3
+    ramp: float = 0.25
 
     def miss(self, footprint: Array) -> Array:
         """Share of a re-read of `footprint` bytes that goes to HBM, 0 to 1, growing with the footprint."""

@@ -1,0 +1,154 @@
+"""Fitting a family's constants on measured rows that are handed in as arrays. Reads no file and no record.
+
+Robust least squares on log(predicted / measured): soft-l1, so that a few outliers do not pull; every constant inside its
+physical range (`family.CONSTANTS`); a weak pull towards the starting value decides what the rows leave open. Which rows
+fit and which judge follows from a hash of the row, so that two runs agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from einsight.sim.estimate import build_cases
+from einsight.sim.family import CONSTANTS, Family
+from einsight.sim.gpu import Cases, kernel_time
+from einsight.sim.hardware import Gpu, Quantity
+from einsight.sim.plan import Plan
+from einsight.sim.rows import Rows, groups, sizes_of
+from einsight.sim.schedule import ZERO, Array
+
+SOFT = 0.08
+"""Residual (in log time) from which a row counts linearly and no longer squared: about three times the noise floor."""
+PULL = 0.02
+"""Weight of the starting values: one unit of relative change counts as much as one row 2 % off."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """Measured rows of one device."""
+
+    gpu: Gpu
+    rows: Rows
+    measured_s: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a fit found. `uncertainty` is one standard error, from the curvature at the optimum; errors in percent."""
+
+    constants: Mapping[str, float]
+    uncertainty: Mapping[str, float]
+    rows_fitted: int
+    rows_held_out: int
+    error_before: float
+    error_fitted: float
+    error_held_out: float
+    p90_held_out: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """Everything of a group of rows that does not depend on the constants."""
+
+    plan: Plan
+    cases: Cases
+    gpu: Gpu
+    log_measured: Array
+
+
+def fit(
+    samples: Sequence[Sample], family: Family, names: Sequence[str], most: int = 4000, judge: Sequence[Sample] = ()
+) -> Calibration:
+    """Fits the constants `names` on half of the rows (at most `most` of them) and judges on the other half.
+
+    `judge` gives other rows to judge on instead (a device left out).
+    """
+    from scipy.optimize import least_squares
+
+    halves = [_halve(s) for s in samples]
+    train = _prepare([_thin(a, most // max(len(samples), 1)) for a, _ in halves], family)
+    held = _prepare(list(judge) or [b for _, b in halves], family)
+    low, high = (np.array([getattr(CONSTANTS[n], side) for n in names]) for side in ("low", "high"))
+    start = np.clip([family.constant(n) for n in names], low + 1e-3 * (high - low), high - 1e-3 * (high - low))
+    scale = np.maximum(start, 0.05 * high)
+
+    def residuals(x: Array) -> Array:
+        return np.concatenate([_log_errors(train, with_constants(family, names, x * scale)), PULL * (x - start / scale)])
+
+    found = least_squares(
+        residuals, start / scale, bounds=(low / scale, high / scale), loss="soft_l1", f_scale=SOFT, max_nfev=60, x_scale=1.0
+    )
+    values = found.x * scale
+    fitted = with_constants(family, names, values)
+    covariance = np.linalg.pinv(found.jac.T @ found.jac) * max(2.0 * found.cost / max(len(found.fun), 1), 1e-9)
+    after = np.abs(np.expm1(_log_errors(held, fitted)))
+    return Calibration(
+        dict(zip(names, map(float, values), strict=True)),
+        dict(zip(names, map(float, np.sqrt(np.diag(covariance)) * scale), strict=True)),
+        sum(len(p.log_measured) for p in train), len(after),
+        _mape(_log_errors(held, family)), _mape(_log_errors(train, fitted)), float(100 * after.mean()),
+        float(100 * np.percentile(after, 90)),
+    )  # fmt: skip
+
+
+def with_constants(family: Family, names: Sequence[str], values: Sequence[float] | Array) -> Family:
+    """The family with these constants in place of its own."""
+    changed = {n: Quantity(float(v), f"{v:.4g}", "fitted", "calibration") for n, v in zip(names, values, strict=True)}
+    return replace(family, constants={**family.constants, **changed}, fits=())
+
+
+def _log_errors(prepared: Sequence[_Prepared], family: Family) -> Array:
+    """log(predicted / measured) of every row."""
+    out = []
+    for p in prepared:
+        time = sum((kernel_time(work, p.cases, p.gpu, family).time_s for work in p.plan.works), ZERO)
+        out.append(np.log(time) - p.log_measured)
+    return np.concatenate(out)
+
+
+def _prepare(samples: Sequence[Sample], family: Family) -> list[_Prepared]:
+    out = []
+    for sample in samples:
+        for plan, mask, index in groups(sample.rows):
+            sizes = sizes_of(sample.rows.take(index))
+            cases, _ = build_cases(plan, mask, sizes, True, sample.gpu, family, None)
+            out.append(_Prepared(plan, cases, sample.gpu, np.log(sample.measured_s[index])))
+    return out
+
+
+def _mape(log_errors: Array) -> float:
+    return float(100 * np.abs(np.expm1(log_errors)).mean())
+
+
+def _halve(sample: Sample) -> tuple[Sample, Sample]:
+    """Two halves by a hash of each row."""
+    digest = row_hashes(sample.rows)
+    return _pick(sample, digest % 2 == 0), _pick(sample, digest % 2 == 1)
+
+
+def _thin(sample: Sample, most: int) -> Sample:
+    """At most `most` rows, by another part of the hash."""
+    if len(sample.measured_s) <= most:
+        return sample
+    order = np.argsort(row_hashes(sample.rows) // 2, kind="stable")
+    keep = np.zeros(len(sample.measured_s), dtype=bool)
+    keep[order[:most]] = True
+    return _pick(sample, keep)
+
+
+def _pick(sample: Sample, keep: NDArray[np.bool_]) -> Sample:
+    return Sample(sample.gpu, sample.rows.take(keep), sample.measured_s[keep])
+
+
+def row_hashes(rows: Rows) -> NDArray[np.int64]:
+    """A number per row from its columns alone: the same in every run and on every machine."""
+    columns = [getattr(rows, f.name) for f in fields(rows)]
+    texts = ("|".join(map(str, values)) for values in zip(*(c.tolist() for c in columns), strict=True))
+    return np.array([int.from_bytes(blake2b(t.encode(), digest_size=7).digest(), "big") for t in texts], dtype=np.int64)
+
+

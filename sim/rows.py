@@ -1,0 +1,94 @@
+"""Many measured-like cases at once: columns in, times out, through the same estimate as `predict`.
+
+Rows that share what the model's shape depends on (head dimension, dtypes, window, phase) are one vectorised call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from einsight.einsum import library
+from einsight.einsum.compose import compose
+from einsight.sim.estimate import Estimate, estimate
+from einsight.sim.family import Family
+from einsight.sim.hardware import Gpu
+from einsight.sim.mask import Causal, Mask, Restriction, Window
+from einsight.sim.plan import Plan, plan
+from einsight.sim.schedule import Array
+
+CASCADE = "one_pass"
+"""The cascade that the fused softmax kernels of the measured tables implement."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Attention cases as columns of one length. Causal, the last query at the last key; `window` 0 means none."""
+
+    batch: Array
+    seq_q: Array
+    seq_kv: Array
+    heads_q: Array
+    heads_kv: Array
+    head_dim: Array
+    value_dim: Array
+    window: Array
+    dtype: NDArray[np.str_]
+    kv_dtype: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def take(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> Rows:
+        """The rows at `index`."""
+        return Rows(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+def groups(rows: Rows) -> Iterator[tuple[Plan, Mask, NDArray[np.int64]]]:
+    """(plan inputs, mask, positions) of every set of rows that one estimate can take."""
+    shape = np.stack([
+        np.unique(rows.dtype, return_inverse=True)[1], np.unique(rows.kv_dtype, return_inverse=True)[1],
+        rows.window.astype(np.int64), rows.value_dim.astype(np.int64) * 4096 + rows.head_dim.astype(np.int64),
+    ], axis=1)  # fmt: skip
+    _, inverse = np.unique(shape, axis=0, return_inverse=True)
+    order = np.argsort(inverse.ravel(), kind="stable")
+    for index in np.split(order, np.flatnonzero(np.diff(inverse.ravel()[order])) + 1):
+        first = index[0]
+        kept: list[Restriction] = [Causal()]
+        if rows.window[first] > 0:
+            kept.append(Window(int(rows.window[first])))
+        yield attention_plan(str(rows.dtype[first]), str(rows.kv_dtype[first])), Mask(tuple(kept)), index
+
+
+@lru_cache(maxsize=64)
+def attention_plan(dtype: str, kv_dtype: str) -> Plan:
+    """The fused plan of softmax attention with these element types."""
+    return plan(compose(library.load(CASCADE)), True, {"K": kv_dtype, "V": kv_dtype, "Q": dtype}, dtype)
+
+
+def sizes_of(rows: Rows) -> dict[str, Array]:
+    """Rank sizes of every row by upper-case name."""
+    return {
+        "B": rows.batch, "G": rows.heads_kv, "J": rows.heads_q / rows.heads_kv, "M": rows.seq_q, "N": rows.seq_kv,
+        "E": rows.head_dim, "F": rows.value_dim,
+    }  # fmt: skip
+
+
+def estimates(
+    rows: Rows, gpu: Gpu, family: Family, warm: bool = True
+) -> Iterator[tuple[NDArray[np.int64], Estimate]]:
+    """(positions, estimate) per group of rows; warm, because measured tables replay the same buffers."""
+    for made, mask, index in groups(rows):
+        yield index, estimate(made, mask, sizes_of(rows.take(index)), warm, gpu, family)
+
+
+def times(rows: Rows, gpu: Gpu, family: Family, warm: bool = True) -> Array:
+    """Predicted seconds of every row."""
+    out = np.empty(len(rows))
+    for index, found in estimates(rows, gpu, family, warm):
+        out[index] = found.time_s
+    return out
