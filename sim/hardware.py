@@ -10,11 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from einsight.einsum.expression import OPERATORS
 from einsight.sim import strict_yaml
 from einsight.sim.strict_yaml import Item, SpecError
 from einsight.sim.units import COUNT
+
+if TYPE_CHECKING:
+    from einsight.sim.array_hardware import Array
 
 KINDS = ("datasheet", "guide", "measured", "assumed")
 PROFILES = Path(__file__).resolve().parent.parent / "hw_profiles"
@@ -114,7 +118,7 @@ _GPU_QUANTITIES = {
     "hbm_bytes_per_s": ("memory_rate", "byte/s"),
     "l2_bytes": ("l2", "byte"),
 }
-_ON_CHIP = frozenset({"shared_memory", "shared_memory_per_block", "l2"})  # powers of two: MB would be 5 % wrong
+_ON_CHIP = frozenset({"shared_memory", "shared_memory_per_block", "l2", "buffer"})  # powers of two: MB would be 5 % wrong
 
 
 @cache
@@ -123,7 +127,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PROFILES.glob("*.yaml")))
 
 
-def load_hardware(name_or_path: str | Path) -> Gpu:
+def load_hardware(name_or_path: str | Path) -> Gpu | Array:
     """The hardware of a shipped profile ("h200-sxm") or of a profile file ("./my-gpu.yaml"); cached by file.
 
     Raises `SpecError` for an unknown name, an unreadable file or a profile that says something else than it should.
@@ -136,6 +140,14 @@ def load_hardware(name_or_path: str | Path) -> Gpu:
             known = f"a .yaml file or one of: {', '.join(names())}"
             raise SpecError("hardware", 0, "", f'"{name_or_path}"', known, hint)
     return _load(path.resolve())
+
+
+def load_gpu(name_or_path: str | Path) -> Gpu:
+    """As `load_hardware`, for what only a GPU can answer. Raises `SpecError` for a spatial array."""
+    found = load_hardware(name_or_path)
+    if not isinstance(found, Gpu):
+        raise SpecError("hardware", 0, "", f'"{name_or_path}", a spatial array', "a GPU")
+    return found
 
 
 def find_device(device: str) -> str | None:
@@ -165,13 +177,13 @@ def load_architecture(path: Path) -> Architecture:
         operators={klass: _cost(item) for klass, item in costs.items()},
         operators_kind=operators["kind"].choice(KINDS),
         operators_source=operators["source"].text(),
-        tensor_memory_columns=_quantity(columns, COUNT) if columns else None,
-        **{field: _quantity(table[key], unit) for field, (key, unit) in _ARCHITECTURE_QUANTITIES.items()},
+        tensor_memory_columns=quantity(columns, COUNT) if columns else None,
+        **{field: quantity(table[key], unit) for field, (key, unit) in _ARCHITECTURE_QUANTITIES.items()},
     )
 
 
 @cache
-def _load(path: Path) -> Gpu:
+def _load(path: Path) -> Gpu | Array:
     root = strict_yaml.load(path)
     kind = root.entries().get("kind")
     if kind is None:
@@ -193,14 +205,20 @@ def _gpu(root: Item, path: Path) -> Gpu:
         architecture=_architecture(table["architecture"], path),
         devices=tuple(item.text() for item in table["devices"].items()),
         family={phase: item.text() for phase, item in table["family"].table(PHASES).items()},
-        tensor_flops_per_cycle={dtype: _quantity(item, "flop/cycle") for dtype, item in tensor.items()},
-        peak_flops_per_s={dtype: _quantity(item, "flop/s") for dtype, item in peak.items()},
-        peak_hz=_quantity(clock, "Hz") if clock else None,
-        **{field: _quantity(table[key], unit) for field, (key, unit) in _GPU_QUANTITIES.items()},
+        tensor_flops_per_cycle={dtype: quantity(item, "flop/cycle") for dtype, item in tensor.items()},
+        peak_flops_per_s={dtype: quantity(item, "flop/s") for dtype, item in peak.items()},
+        peak_hz=quantity(clock, "Hz") if clock else None,
+        **{field: quantity(table[key], unit) for field, (key, unit) in _GPU_QUANTITIES.items()},
     )
 
 
-_BUILDERS: Mapping[str, Callable[[Item, Path], Gpu]] = {"gpu": _gpu}
+def _array(root: Item, path: Path) -> Array:
+    from einsight.sim.array_hardware import array_from  # that module reads its quantities with this one's functions
+
+    return array_from(root, path)
+
+
+_BUILDERS: Mapping[str, Callable[[Item, Path], Gpu | Array]] = {"gpu": _gpu, "array": _array}
 
 
 def _architecture(item: Item, profile: Path) -> Architecture:
@@ -218,8 +236,8 @@ def _cost(item: Item) -> dict[str, float]:
     return {unit: number.number() for unit, number in item.table((), COST_UNITS).items()}
 
 
-def _quantity(item: Item, unit: str) -> Quantity:
-    """`{value: "4.8 TB/s", kind: datasheet, source: "title of the document"}`; for `assumed`, what it rests on."""
+def quantity(item: Item, unit: str) -> Quantity:
+    """One number of a profile: `{value: "4.8 TB/s", kind: datasheet, source: "title of the document"}`; for `assumed`, what it rests on."""
     table = item.table(["value", "kind", "source"])
     value = table["value"].quantity(unit)
     if value <= 0:

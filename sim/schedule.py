@@ -20,7 +20,7 @@ ZERO: Array = np.zeros(())
 """Starting points of products and sums over cases; never written to."""
 
 
-def makespan(n: Array, work: Array, longest: Array, shortest: Array, slots: Array, persistent: Array) -> Array:
+def makespan(n: Array, work: Array, longest: Array, shortest: Array, slots: Array, persistent: Flags) -> Array:
     """Cycles until the last of `n` blocks ends on `slots` slots.
 
     `n` equal blocks take ceil(n / slots) rounds. Otherwise what exceeds the tail block spreads evenly over the slots
