@@ -12,6 +12,7 @@ import typer
 from einsight.cli import parsing
 from einsight.cli.output import Json, print_json, print_lines
 from einsight.einsum import library
+from einsight.einsum.concatenate import Concatenation, concatenation
 from einsight.einsum.counts import count
 from einsight.einsum.dot import dot
 from einsight.einsum.footprint import POLICIES, Footprint, footprint
@@ -106,6 +107,19 @@ def explanation(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str, bl
         "traffic": _traffic(cascade, sizes, block),
         "einsums": [format_einsum(e) for e in cascade.einsums],
         "text": format_cascade(cascade),
+        **({"concatenated": _folded(folded, sizes)} if (folded := concatenation(cascade)) else {}),
+    }
+
+
+def _folded(folded: Concatenation, sizes: Mapping[str, int] | None) -> dict[str, Any]:
+    """The JSON of the same computation with the bias inside the score's contraction."""
+    wide = bind(folded.cascade, folded.sizes(sizes)) if sizes else None
+    return {
+        "rank": folded.rank[0] if folded.rank else None,
+        "sizes": wide or {},
+        "counts": {klass: _number(part.total(), wide) for klass, part in count(folded.cascade).group_by("klass").items()},
+        "einsums": [format_einsum(e) for e in folded.cascade.einsums],
+        "text": format_cascade(folded.cascade),
     }
 
 

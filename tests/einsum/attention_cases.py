@@ -106,12 +106,38 @@ def _toeplitz(S: Array, i: Mapping[str, Array]) -> Array:
     return S + np.array([[[[t[n - m + M - 1] for n in range(N)] for m in range(M)] for t in ts] for ts in i["T"]])
 
 
+def _window_table(S: Array, i: Mapping[str, Array]) -> Array:
+    """Tokens of a window with W = 2 columns, row-major; the table's entry by row and column difference."""
+    M, N = S.shape[-2:]
+    last, width = (N - 1) // 2, 2
+    entry = [
+        [(m // width - n // width + last) * (2 * width - 1) + m % width - n % width + width - 1 for n in range(N)]
+        for m in range(M)
+    ]
+    return S + i["T"][..., entry]
+
+
 LOW_RANK = _draw(PQ=_normal("G", "J", "M", "R"), PK=_normal("G", "J", "N", "R"))
 
 FRAGMENTS = {
     "none": FragmentCase((), _draw(), lambda S, i: S),
     "dense_bias": FragmentCase(
         ("dense_bias",), _draw(BIAS=_normal("G", "J", "M", "N")), lambda S, i: S + i["BIAS"]
+    ),
+    "dense_bias_unshared": FragmentCase(
+        ("dense_bias_unshared",), _draw(BIAS=_normal("B", "G", "J", "M", "N")), lambda S, i: S + i["BIAS"]
+    ),
+    "dense_bias_by_batch": FragmentCase(
+        ("dense_bias_by_batch",), _draw(BIAS=_normal("B", "M", "N")), lambda S, i: S + i["BIAS"][:, None, None]
+    ),
+    "dense_bias_shared": FragmentCase(
+        ("dense_bias_shared",), _draw(BIAS=_normal("M", "N")), lambda S, i: S + i["BIAS"]
+    ),
+    "window_table": FragmentCase(
+        ("window_table",),
+        lambda rng, z: {"T": rng.normal(size=(z["G"], z["J"], 3 * ((z["M"] - 1) // 2 + (z["N"] - 1) // 2 + 1)))},
+        _window_table,
+        {"W": 2},
     ),
     "low_rank": FragmentCase(("low_rank",), LOW_RANK, lambda S, i: S + _low_rank(i), {"R": 2}),
     "low_rank_scale": FragmentCase(("low_rank_scale",), LOW_RANK, lambda S, i: S * _low_rank(i), {"R": 2}),

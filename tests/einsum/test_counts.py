@@ -116,7 +116,7 @@ def test_outer_ranks_multiply() -> None:
 
 # --- against the evaluator that counts
 
-SMALL = {"m": 4, "n": 7, "e": 2, "f": 3, "n0": 3, "b": 1, "g": 2, "j": 2, "r": 2, "x": 2, "u": 10}
+SMALL = {"m": 4, "n": 7, "e": 2, "f": 3, "n0": 3, "b": 1, "g": 2, "j": 2, "r": 2, "x": 2, "u": 12, "w": 2}
 
 
 @pytest.mark.parametrize("mask", MASKS)

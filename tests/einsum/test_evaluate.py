@@ -58,6 +58,8 @@ def _expected(shape: str, fragment_case: str, mask: str) -> tuple[dict[str, int]
     sizes["U"] = sizes["M"] + sizes["N"] - 1
     inputs = _inputs(sizes)
     added = case.inputs(np.random.default_rng(7), sizes)
+    if "T" in added:
+        sizes["U"] = added["T"].shape[-1]
     S = case.score(reference.scores(inputs["Q"], inputs["K"]), added)
     keep = MASKS[mask].matrix(sizes["M"], sizes["N"])
     assert keep.any(axis=1).all(), "a row without keys belongs in a test of its own"

@@ -23,7 +23,8 @@ def test_what_is_shipped() -> None:
         "two_pass",
     )  # fmt: skip
     assert fragments() == (
-        "alibi", "dense_bias", "distance", "low_rank", "low_rank_scale", "sink", "softcap", "toeplitz",
+        "alibi", "dense_bias", "dense_bias_by_batch", "dense_bias_shared", "dense_bias_unshared", "distance", "low_rank",
+        "low_rank_scale", "sink", "softcap", "toeplitz", "window_table",
     )  # fmt: skip
 
 
