@@ -177,4 +177,16 @@ def _text(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str, block: i
     if (traffic := _footprint(cascade, sizes, block)) is not None:
         title = f"Traffic to memory of one head, query blocks of {block}, {ELEMENT_BYTES} bytes an element, dense"
         lines += ["", title, *str(traffic).splitlines()]
+    if (folded := concatenation(cascade)) is not None:
+        lines += _folded_text(folded, sizes)
     return lines
+
+
+def _folded_text(folded: Concatenation, sizes: Mapping[str, int] | None) -> list[str]:
+    joined = "{} = {} + {}".format(*folded.rank) if folded.rank else "the product of its ranks"
+    wide = bind(folded.cascade, folded.sizes(sizes)) if sizes else None
+    return [
+        "", f"The bias is a contraction too. The same as one contraction, over {joined}:", "",
+        *format_cascade(folded.cascade).rstrip("\n").splitlines(), "",
+        "Operations per Einsum and class", *count(folded.cascade).table(wide).splitlines(),
+    ]  # fmt: skip
