@@ -1,0 +1,330 @@
+"""Words that a run moves through DRAM and through the buffer, tensor by tensor, and the mapping that decides them.
+
+The rules, for the cascade's tensors as the design places their Einsums:
+
+- An operand is read by the array once per block of every spread rank that it lacks; it stays in the elements otherwise.
+- A tensor over pairs passes through the buffer when it changes arrays or outlives a pass: one write, and one read for
+  each other (array, pass) that uses it. What cannot stay, or changes arrays through memory, moves through DRAM instead.
+- State that a loop carries is read and written once per step. Summaries of a chunk stay in registers, unless a later
+  pass needs them.
+- A sum over a rank that is spread over the 2-D array leaves one partial result per block, added up in the buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from einsight.sim.array_case import Case, IllegalArray
+from einsight.sim.array_design import Residency
+from einsight.sim.array_flow import CHUNK, INNER, OUTER, Datum, Ranks, Stage
+from einsight.sim.units import format_si
+from einsight.sim.work import KEY, QUERY
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Words of one tensor; `einsum` names who causes the movement, so that phases can be told apart."""
+
+    tensor: str
+    einsum: str
+    dram_reads: float = 0.0
+    dram_writes: float = 0.0
+    buffer_reads: float = 0.0
+    buffer_writes: float = 0.0
+
+
+# -- operands --------------------------------------------------------------------------------------------------------
+
+
+def place(case: Case, tensor: Datum, readers: tuple[Stage, ...]) -> str:
+    """Where an input lives: by its ranks, and for keys by whether their Einsum sums over them (values) or not."""
+    if QUERY in tensor.ranks:
+        return case.residency.queries if KEY not in tensor.ranks else "tile"
+    if KEY in tensor.ranks:
+        summed = any(KEY in s.reduced for s in readers)
+        return case.residency.values if summed else case.residency.keys
+    return "whole"
+
+
+def array_reads(case: Case, stage: Stage, ranks: Ranks) -> float:
+    """Words that the array takes in: the operand once per block of each spread rank that it lacks, and once per block
+    of queries where these pass by a stationary operand."""
+    words = float(case.extent(ranks))
+    axes = case.axes(stage)
+    for rank in stage.ranks - ranks - OUTER:
+        if rank in axes:
+            words *= case.blocks(rank, axes[rank])
+        elif rank == QUERY and KEY in ranks:
+            words *= case.row_blocks
+    return words * (case.live_steps(stage) if KEY in ranks or stage.walk == "pairs" else 1.0)
+
+
+def inputs(case: Case) -> Iterator[Move]:
+    for tensor in (t for t in case.flow.data.values() if t.role == "input"):
+        readers = case.flow.readers(tensor.name)
+        where = place(case, tensor, readers)
+        if where == "stream":
+            for stage in readers:
+                yield Move(tensor.name, stage.name, dram_reads=array_reads(case, stage, tensor.ranks))
+            continue
+        taken = [array_reads(case, stage, tensor.ranks) for stage in readers]
+        fills = float(case.extent(tensor.ranks))
+        if where == "tile":
+            fills *= len({s.loop for s in readers}) * refetch(case, tensor, readers)
+        else:
+            fills = (1 - case.spilled) * fills + case.spilled * sum(taken)
+        for k, stage in enumerate(readers):
+            filled = fills if k == 0 else 0.0
+            yield Move(tensor.name, stage.name, filled, 0.0, taken[k], filled)
+
+
+def refetch(case: Case, tensor: Datum, readers: tuple[Stage, ...]) -> float:
+    """How often an operand's tiles are fetched: once, or once per block of queries that has any pair with them."""
+    if QUERY in tensor.ranks:
+        return case.live(case.block_rows, case.sizes[INNER]) if KEY in tensor.ranks else 1.0
+    if all(QUERY not in s.ranks for s in readers):
+        return 1.0
+    return case.row_blocks * case.live(case.block_rows, case.sizes[INNER])
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def results(case: Case) -> Iterator[Move]:
+    for stage in case.flow.stages:
+        tensor = case.flow.data[stage.name]
+        partial = partials(case, stage)
+        words = float(case.extent(stage.out))
+        if tensor.role == "output":
+            buffered = words if partial or case.residency.outputs == "whole" else 0.0
+            yield Move(
+                stage.name, stage.name, 0.0, words, (partial - 1) * words if partial else 0.0,
+                max(partial, 1) * words if buffered else 0.0,
+            )  # fmt: skip
+        elif tensor.over_pairs or (stage.walk == "keys" and KEY in stage.out):
+            yield from _changes(case, stage, tensor)
+        elif tensor.carried:
+            yield from _state(case, stage, tensor)
+        else:
+            yield from _summary(case, stage, tensor, partial)
+
+
+def partials(case: Case, stage: Stage) -> int:
+    """Partial results per element that the 2-D array leaves for the buffer to add up; 0 when sums end in the array."""
+    if stage.unit == "1d" or CHUNK in stage.out:
+        return 0
+    spread = [case.blocks(r, side) for r, side in case.axes(stage).items() if r in stage.reduced]
+    found = 1
+    for blocks in spread:
+        found *= blocks
+    return found if spread else 0
+
+
+def _changes(case: Case, stage: Stage, tensor: Datum) -> Iterator[Move]:
+    """A tensor over pairs (or keys), used on the other array or in a later pass."""
+    uses = {(s.unit, s.loop): s for s in reversed(case.flow.readers(tensor.name))}
+    uses.pop((stage.unit, stage.loop), None)
+    if not uses:
+        return
+    words = case.extent(tensor.ranks) * _tiles(case, tensor)
+    away = [s for (unit, _), s in uses.items() if unit != stage.unit]
+    if away and tensor.over_pairs and case.residency.scores == "memory":
+        yield Move(tensor.name, stage.name, dram_writes=words)
+        for unit in sorted({s.unit for s in uses.values()}):
+            there = [s for s in uses.values() if s.unit == unit]
+            held = len(there) > 1  # read from DRAM once, if a row fits, and then from the buffer
+            refetched = 1 + (len(there) - 1) * case.live_spilled
+            yield Move(tensor.name, there[-1].name, words * refetched, 0.0, len(there) * words * held, words * held)
+        return
+    lost = case.spilled if away and tensor.over_pairs else case.live_spilled
+    yield Move(tensor.name, stage.name, dram_writes=lost * words, buffer_writes=words)
+    for use in uses.values():
+        yield Move(tensor.name, use.name, dram_reads=lost * words, buffer_reads=words)
+
+
+def _tiles(case: Case, tensor: Datum) -> float:
+    """Share of a tensor over pairs that lies in tiles that run."""
+    rows, columns = case.array.array_2d.sides
+    return case.live(columns, rows) if tensor.over_pairs else 1.0
+
+
+def _state(case: Case, stage: Stage, tensor: Datum) -> Iterator[Move]:
+    words = case.extent(tensor.ranks) * case.live_steps(stage)
+    reads = words if any(tensor.name in s.previous for s in case.flow.stages) else 0.0
+    yield Move(tensor.name, stage.name, buffer_reads=reads, buffer_writes=words)
+    for loop in {s.loop for s in case.flow.readers(tensor.name)} - {stage.loop}:
+        reader = next(s for s in case.flow.readers(tensor.name) if s.loop == loop)
+        yield Move(tensor.name, reader.name, buffer_reads=float(case.extent(tensor.rows)))
+
+
+def _summary(case: Case, stage: Stage, tensor: Datum, partial: int) -> Iterator[Move]:
+    """A result per row, per chunk or per head."""
+    words = float(case.extent(tensor.ranks))
+    later = [s for s in case.flow.readers(tensor.name) if s.loop != stage.loop]
+    if partial:
+        yield Move(tensor.name, stage.name, buffer_reads=(partial - 1) * words, buffer_writes=partial * words)
+    elif later:
+        yield Move(tensor.name, stage.name, buffer_writes=words)
+    for loop in sorted({s.loop for s in later}):
+        reader = next(s for s in later if s.loop == loop)
+        many = reader.matmul and QUERY not in tensor.ranks
+        reads = array_reads(case, reader, tensor.ranks) if many else words
+        yield Move(tensor.name, reader.name, buffer_reads=reads)
+
+
+def moves(case: Case) -> tuple[Move, ...]:
+    """Every movement of the run."""
+    return (*inputs(case), *results(case))
+
+
+# -- the mapping -----------------------------------------------------------------------------------------------------
+
+
+def fit(case: Case, residency: Residency) -> Case:
+    """The case with this mapping made concrete: rows per block, and what does not fit. Raises IllegalArray."""
+    case = case.with_mapping(residency)
+    capacity = case.array.buffer_bytes.value
+    if "tiling buffer" in case.replicate and case.design.artifact.tiling_buffer_bytes:
+        capacity = case.design.artifact.tiling_buffer_bytes
+    if residency.rows == "fit":
+        return _fit_rows(case, capacity)
+    if residency.spilled is not None:
+        live = residency.spilled if residency.scores == "chip" else _row_spill(case, capacity)
+        return case.with_mapping(residency, residency.spilled, live)
+    return _fit_block(case, capacity)
+
+
+def _fit_rows(case: Case, capacity: float) -> Case:
+    """As many blocks of columns as fit beside one tile of the keys; what outlives a pass is given up if it must be."""
+    columns = case.array.array_2d.sides[1]
+    blocks = -(-case.rows // columns)
+    for live in (True, False):
+        most = int(min(_most_columns(case, phase, capacity, live) for phase in _kernels(case)))
+        if most >= 1:
+            made = replace(case.residency, rows=_cut(blocks, most) * columns)
+            if forced := _published_blocks(case):
+                made = replace(made, rows=-(-blocks // forced) * columns)
+            return case.with_mapping(made, 0.0, _row_spill(case, capacity) if live else 1.0)
+    need = _fixed_bytes(case, case.flow.stages) + columns * _row_bytes(case, case.flow.stages, False)
+    raise IllegalArray(
+        f"{case.array.name}: the buffer holds {format_si(capacity, 'B')}, and one tile of design {case.design.name} "
+        f"({case.sizes[INNER]} keys, {columns} query rows) needs {format_si(need, 'B')}; a larger buffer, smaller "
+        f"arrays or a smaller head dimension would fit"
+    )
+
+
+def _published_blocks(case: Case) -> int:
+    blocks = case.design.artifact.row_blocks if "row blocks" in case.replicate else None
+    return (blocks or {}).get((case.sizes.get("E", 0), case.sizes[KEY]), 0)
+
+
+def _cut(blocks: int, most: int) -> int:
+    """Blocks of columns per block of queries: equal ones, as published; as few as fit where that would double them."""
+    equal = next(d for d in range(min(most, blocks), 0, -1) if blocks % d == 0)
+    fewest = -(-blocks // most)
+    return equal if blocks // equal <= 2 * fewest else -(-blocks // fewest)
+
+
+def _kernels(case: Case) -> list[tuple[Stage, ...]]:
+    """Einsums that share the buffer: all of them, or those of one phase that goes through DRAM."""
+    if case.residency.scores == "chip":
+        return [case.flow.stages]
+    return [found for unit in ("2d", "1d") for found in _runs(case.flow.stages, unit)]
+
+
+def _runs(stages: tuple[Stage, ...], unit: str) -> list[tuple[Stage, ...]]:
+    found: list[list[Stage]] = [[]]
+    for stage in stages:
+        if stage.unit == unit:
+            found[-1].append(stage)
+        elif found[-1]:
+            found.append([])
+    return [tuple(run) for run in found if run]
+
+
+def _most_columns(case: Case, stages: tuple[Stage, ...], capacity: float, live: bool) -> float:
+    per_row = _row_bytes(case, stages, live)
+    fixed = _fixed_bytes(case, stages)
+    if per_row == 0:
+        return float("inf") if fixed <= capacity else 0.0
+    return (capacity - fixed) // (case.array.array_2d.sides[1] * per_row)
+
+
+def _fixed_bytes(case: Case, stages: tuple[Stage, ...]) -> float:
+    """One chunk of every operand with keys and no queries, and all of those with neither."""
+    total = 0.0
+    for tensor in _touched(case, stages):
+        if QUERY in tensor.ranks or (tensor.role != "input" and KEY in tensor.ranks and not _changes_units(case, tensor)):
+            continue
+        inner = tensor.ranks - OUTER - {KEY, CHUNK}
+        total += case.extent(inner) * (case.sizes[INNER] if KEY in tensor.ranks else 1) * case.widths[tensor.name]
+    return total
+
+
+def _row_bytes(case: Case, stages: tuple[Stage, ...], live: bool) -> float:
+    """What one row of queries keeps in the buffer: operands, state, sums under way, tiles that change arrays, and, with
+    `live`, what outlives a pass (whole rows, one at a time)."""
+    total, alive = 0.0, 0.0
+    for tensor in _touched(case, stages):
+        if QUERY not in tensor.ranks:
+            continue
+        inner = case.extent(tensor.ranks - OUTER - {QUERY, KEY, CHUNK}) * case.widths[tensor.name]
+        producer = case.flow.producer(tensor.name)
+        if tensor.over_pairs:
+            if producer is None:
+                total += inner * case.sizes[INNER]
+            elif _outlives(case, tensor, stages):
+                alive = max(alive, inner * case.sizes[KEY])
+            elif _changes_units(case, tensor) and case.residency.scores == "chip":
+                total += inner * case.sizes[INNER]
+        elif producer is None or tensor.carried or (partials(case, producer) and producer in stages):
+            total += inner
+    return total + (alive if live and case.design.lanes == "query" else 0.0)
+
+
+def _touched(case: Case, stages: tuple[Stage, ...]) -> list[Datum]:
+    names = dict.fromkeys(t for s in stages for t in (*s.reads, s.name))
+    return [case.flow.data[n] for n in names]
+
+
+def _outlives(case: Case, tensor: Datum, stages: tuple[Stage, ...]) -> bool:
+    """Whether another pass of these Einsums reads it."""
+    producer = case.flow.producer(tensor.name)
+    loops = {s.loop for s in stages if tensor.name in s.reads} | ({producer.loop} if producer else set())
+    return len(loops) > 1
+
+
+def _changes_units(case: Case, tensor: Datum) -> bool:
+    producer = case.flow.producer(tensor.name)
+    return producer is not None and any(s.unit != producer.unit for s in case.flow.readers(tensor.name))
+
+
+def _row_spill(case: Case, capacity: float) -> float:
+    """Share of a row of what outlives a pass that the buffer cannot hold, where lanes take the keys of one row."""
+    if case.design.lanes == "query" or not any(s.loop > 1 for s in case.flow.on("1d")):
+        return 0.0
+    row = case.sizes[KEY] * max(case.widths.values())
+    return 1.0 - min(1.0, capacity / row)
+
+
+def _fit_block(case: Case, capacity: float) -> Case:
+    """Scores of a block of queries beside double-buffered operands; the share that does not fit is spilled."""
+    held = 0.0
+    side = max(case.array.array_2d.sides)
+    for tensor in case.flow.data.values():
+        if tensor.over_pairs or tensor.role == "inner":
+            continue
+        where = case.residency.outputs if tensor.role == "output" else place(case, tensor, case.flow.readers(tensor.name))
+        inner = case.extent(tensor.ranks - OUTER - {QUERY, KEY}) * case.widths[tensor.name]
+        rows = case.block_rows if QUERY in tensor.ranks else case.sizes[KEY] if KEY in tensor.ranks else 1
+        held += 2 * inner * (rows if where == "whole" else side)
+    if held > capacity:
+        raise IllegalArray(
+            f"{case.array.name}: the buffer holds {format_si(capacity, 'B')}, and the operands of one block of design "
+            f"{case.design.name} ({case.block_rows} query rows) need {format_si(held, 'B')}"
+        )
+    if case.residency.scores == "memory":
+        return case.with_mapping(case.residency, 0.0, _row_spill(case, capacity))
+    footprint = held + 2.0 * case.sizes[KEY] * case.block_rows
+    return case.with_mapping(case.residency, *(2 * (max(0.0, 1.0 - capacity / footprint),)))
