@@ -24,6 +24,7 @@ VERBS = {
     "explain": "A cascade's Einsums, operation counts, passes and live sets.",
     "cascades": "The attention algorithms that are there; one name: all about it.",
     "hardware": "The GPUs and arrays that are there; one name: every number with its source.",
+    "tune": "The best configuration of a kernel: simulator first, few measurements; or by replay of a record.",
     "report": "A self-contained HTML page: rooflines, predictions, passes, sources.",
     "doctor": "Versions, GPU, extras, reference data found.",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -116,3 +116,17 @@ def _span(roof: Roofline) -> tuple[float, float]:
     ridges = [roof.peak_flops_per_s / r.bytes_per_s for r in roof.roofs]
     marks = ridges + [i for p in roof.points for i in p.intensity.values()]
     return min(marks) / 10, max(marks) * 10
+
+
+def convergence_figure(title: str, curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Percent of the optimum over the number of evaluations, one line per search method."""
+    with matplotlib.rc_context(TEXT):
+        figure = Figure(figsize=PANEL_INCHES, layout="constrained")
+        ax = figure.subplots()
+        for name, curve in curves.items():
+            ax.plot(range(1, len(curve) + 1), curve, label=name, linewidth=1.4)
+        ax.set(title=title, xlabel="evaluations", ylabel="best found, % of the optimum (mean over seeds)")
+        ax.set_ylim(top=101)
+        ax.grid(alpha=0.3)
+        ax.legend(loc="lower right")
+    return figure

@@ -1,0 +1,306 @@
+"""The search on Optuna's study: our own sampler over an enumerated pool, any Optuna sampler beside it, storage, leases.
+
+The only file that imports optuna. A trial's parameters are the indices of a space's values (integers keep the order
+that tile sizes have); the row of the space and the outcome stand in its user attributes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from einsight.tuner.pool import Floats, Pool
+from einsight.tuner.record import Measurement, Status
+from einsight.tuner.space import Space
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+logging.getLogger("alembic").setLevel(logging.ERROR)
+
+ROW, STATUS, REASON, WORKER, ALIVE = "row", "status", "reason", "worker", "alive_s"
+"""User attributes of a trial: its row, how it ended, why, who runs it (host:process:number), when that one last lived."""
+SAMPLERS = ("pool", "random", "tpe", "gp", "cmaes", "qmc", "nsga2")
+GRACE_S = 60.0  # a running trial whose worker gave no sign for this long goes back to the queue
+SIGN_S = 5.0  # how often a worker gives a sign
+WORST = 1.5  # a failure is told to Optuna's own samplers as this multiple of the worst time seen
+
+
+class SearchError(ValueError):
+    """A sampler or storage that cannot be used as asked."""
+
+
+class PoolSampler(BaseSampler):
+    """Draws rows of a space by `Pool`; the study's other trials (of any worker) are its observations."""
+
+    def __init__(self, space: Space, prior: Floats | None, seed: int) -> None:
+        self._space = space
+        self._pool = Pool(space.coordinates, prior, seed)
+        self._told: set[int] = set()
+
+    @property
+    def expected_gain(self) -> float:
+        """Expected reduction of log time by the configuration asked last."""
+        return self._pool.expected_gain
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return distributions(self._space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        pending = []
+        for other in study.get_trials(deepcopy=False):
+            row = row_of(self._space, other)
+            if row is None or other.number in self._told or other.number == trial.number:
+                continue
+            if other.state in (TrialState.RUNNING, TrialState.WAITING):
+                pending.append(row)
+            elif other.state is TrialState.COMPLETE:
+                self._told.add(other.number)
+                ok = other.user_attrs.get(STATUS, Status.OK.value) == Status.OK.value and (other.value or 0.0) > 0
+                self._pool.observe(row, math.log(other.value) if ok and other.value is not None else None)
+        row = self._pool.propose(pending)
+        return _params(self._space, row or 0)  # None: all taken; whoever asked sees a duplicate
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        raise SearchError(f"{param_name}: not a parameter of space {self._space.name}")
+
+
+def _params(space: Space, row: int) -> dict[str, int]:
+    return {name: int(i) for name, i in zip(space.parameters, space.points[row], strict=True)}
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    return {name: IntDistribution(0, len(values) - 1) for name, values in space.parameters.items()}
+
+
+def row_of(space: Space, trial: FrozenTrial) -> int | None:
+    """The row that a trial's parameters name; None before they are drawn or where they name no valid configuration."""
+    params = trial.params or trial.system_attrs.get("fixed_params", {})
+    if set(params) != set(space.parameters):
+        return None
+    return space.row_of_point([params[name] for name in space.parameters])
+
+
+def sampler(name: str, space: Space, prior: Floats | None, seed: int) -> BaseSampler:
+    """Our sampler ("pool"), or one of Optuna's by its short name."""
+    made: Mapping[str, Callable[[], BaseSampler]] = {
+        "pool": lambda: PoolSampler(space, prior, seed),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
+        "gp": lambda: optuna.samplers.GPSampler(seed=seed),
+        "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
+        "qmc": lambda: optuna.samplers.QMCSampler(seed=seed),
+        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
+    }
+    if name not in made:
+        raise SearchError(f"--sampler: got {name!r}, expected one of {', '.join(SAMPLERS)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return made[name]()
+    except ImportError as error:
+        raise SearchError(f"--sampler {name}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One configuration to measure: the trial that stands for it and the row."""
+
+    trial: Trial
+    row: int
+
+
+@dataclass
+class Search:
+    """Ask for rows that no one has measured, tell what came out; one per process, any number on one study.
+
+    skipped   counts asks of Optuna's own samplers that named an invalid or known configuration (ours never does)
+    """
+
+    study: Study
+    space: Space
+    worker: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}")
+    skipped: dict[str, int] = field(default_factory=lambda: {"invalid": 0, "duplicate": 0})
+    _known: dict[int, int] = field(default_factory=dict)  # trial number -> row: a trial's parameters never change
+
+    def ask(self) -> Asked | None:
+        """The next configuration, None when the space is exhausted."""
+        while True:
+            taken = self._taken()
+            if len(taken) >= len(self.space):
+                return None
+            trial = self.study.ask(distributions(self.space))
+            row = self.space.row_of_point([trial.params[name] for name in self.space.parameters])
+            if row is None or row in taken:
+                self._replace(trial, row, taken)
+            elif self._claim(trial, row):
+                return Asked(trial, row)
+
+    def tell(self, asked: Asked, measured: Measurement) -> None:
+        """One outcome. A failure is complete as well, with a constraint that says it is infeasible: samplers then learn
+        from it, which Optuna's FAIL state would hide from them."""
+        attributes = {ROW: asked.row, STATUS: measured.status.value} | ({REASON: measured.reason} if measured.reason else {})
+        for name, value in attributes.items():
+            asked.trial.set_user_attr(name, value)
+        ok = measured.status is Status.OK
+        asked.trial.set_constraint("measured", -1.0 if ok else 1.0)
+        self.study.tell(asked.trial, measured.time_s if ok else self._penalty())
+
+    def give_back(self, asked: Asked) -> None:
+        """Return an unfinished configuration to the queue (Ctrl-C, a machine that is lost)."""
+        _requeue(self.study, self.space, asked.trial.number, asked.row, "given back")
+
+    def add(self, row: int, measured: Measurement) -> None:
+        """A measurement made before, so that it is never repeated."""
+        value = measured.time_s if measured.status is Status.OK else self._penalty()
+        attributes = {ROW: row, STATUS: measured.status.value, WORKER: self.worker}
+        self.study.add_trial(
+            create_trial(
+                value=value, params=_params(self.space, row), distributions=distributions(self.space),
+                user_attrs=attributes,
+            )
+        )  # fmt: skip
+
+    def measured(self) -> dict[int, FrozenTrial]:
+        """Completed trials by row, in the order in which they were asked."""
+        found: dict[int, FrozenTrial] = {}
+        for row, trial in self._rows(TrialState.COMPLETE):
+            found.setdefault(row, trial)
+        return found
+
+    def reclaim(self, grace_s: float = GRACE_S) -> int:
+        """Return to the queue what dead workers left running; how many."""
+        count = 0
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if not _dead(trial, grace_s):
+                continue
+            count += _requeue(self.study, self.space, trial.number, row_of(self.space, trial), "its worker died")
+        return count
+
+    @contextmanager
+    def alive(self, asked: Asked) -> Iterator[None]:
+        """While inside, a thread tells the storage now and then that this worker lives."""
+        done = threading.Event()
+
+        def sign() -> None:
+            while not done.wait(SIGN_S):
+                asked.trial.set_user_attr(ALIVE, time.time())
+
+        thread = threading.Thread(target=sign, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _taken(self) -> set[int]:
+        return {row for row, _ in self._rows(TrialState.COMPLETE, TrialState.RUNNING)}
+
+    def _rows(self, *states: TrialState) -> Iterator[tuple[int, FrozenTrial]]:
+        """The trials in these states that name a configuration, each with its row."""
+        for trial in self.study.get_trials(deepcopy=False, states=states):
+            row = self._known.get(trial.number)
+            if row is None and (row := row_of(self.space, trial)) is not None:
+                self._known[trial.number] = row
+            if row is not None:
+                yield row, trial
+
+    def _claim(self, trial: Trial, row: int) -> bool:
+        """Whether this worker may measure the row. Of two that asked for the same at once, the lower number wins."""
+        trial.set_user_attr(ROW, row)
+        trial.set_user_attr(WORKER, self.worker)
+        trial.set_user_attr(ALIVE, time.time())
+        for found, other in self._rows(TrialState.COMPLETE, TrialState.RUNNING):
+            if found == row and other.number < trial.number:
+                self.study.tell(trial, state=TrialState.FAIL)
+                self.skipped["duplicate"] += 1
+                return False
+        return True
+
+    def _replace(self, trial: Trial, row: int | None, taken: set[int]) -> None:
+        """An ask that is invalid or known ends as FAIL; the nearest configuration that is neither is asked next.
+
+        So a sampler that does not know the valid space is charged for measurements only.
+        """
+        self.skipped["invalid" if row is None else "duplicate"] += 1
+        point = np.array([trial.params[name] for name in self.space.parameters])
+        spans = np.array([max(len(values) - 1, 1) for values in self.space.parameters.values()])
+        distance = np.abs((self.space.points - point) / spans).sum(1)
+        distance[list(taken)] = np.inf
+        self.study.tell(trial, state=TrialState.FAIL)
+        self._enqueue(int(np.argmin(distance)))
+
+    def _enqueue(self, row: int) -> None:
+        self.study.enqueue_trial(_params(self.space, row))
+
+    def _penalty(self) -> float:
+        values = (t.value for t in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        return WORST * max((v for v in values if v is not None), default=1.0)
+
+
+def _dead(trial: FrozenTrial, grace_s: float) -> bool:
+    """Whether the worker of a running trial is gone: its process, when it ran on this host; else by its last sign."""
+    host, _, rest = str(trial.user_attrs.get(WORKER, "")).partition(":")
+    process = rest.partition(":")[0]
+    if host == socket.gethostname() and process.isdigit():
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+    begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+    return time.time() - float(trial.user_attrs.get(ALIVE, begun)) > grace_s
+
+
+def _requeue(study: Study, space: Space, number: int, row: int | None, why: str) -> bool:
+    """End a running trial as FAIL and enqueue its configuration again; False when another worker was faster."""
+    try:
+        study.tell(number, state=TrialState.FAIL)
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+        return False
+    if row is not None:
+        study.enqueue_trial(_params(space, row), user_attrs={REASON: why})
+    return True
+
+
+def open_study(name: str, storage: str | Path | None, chosen: BaseSampler) -> Study:
+    """The study called `name`, new or existing. `storage`: None (in memory), a journal file, or a PostgreSQL URL."""
+    kept: Any = None
+    if storage is not None and "://" in str(storage):
+        if not str(storage).startswith(("postgresql://", "postgresql+")):
+            raise SearchError(f"--storage: got {str(storage).split('://')[0]}://..., expected a journal file or postgresql://")
+        try:
+            kept = optuna.storages.RDBStorage(str(storage), skip_compatibility_check=False)
+        except ImportError as error:
+            raise SearchError(f"--storage: {error}; install psycopg2-binary") from None
+        except Exception as error:
+            first = str(error).strip().splitlines()[0]
+            raise SearchError(f"--storage: the database does not answer: {first}") from None
+    elif storage is not None:
+        Path(storage).parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            kept = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(storage)))
+    return optuna.create_study(study_name=name, storage=kept, sampler=chosen, direction="minimize", load_if_exists=True)
+

@@ -1,0 +1,144 @@
+"""Enumerated spaces: every configuration that is valid, as rows of integers, and why the others are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from einsight.kernels.catalog import Kernel
+from einsight.kernels.spaces import LIMITS, Config, Heads, Limits, configurations, excluded, parse_config
+from einsight.sim.workload import Workload
+
+Configuration = Mapping[str, Any]
+Rows = NDArray[np.int64]
+Floats = NDArray[np.float64]
+ELEMENT_BYTES = {"bf16": 2, "fp16": 2}
+
+
+class SpaceError(ValueError):
+    """A configuration or a problem that the space does not know; says what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The valid configurations of a kernel for one problem.
+
+    parameters   name -> values, in an order that means something (ascending numbers where they are numbers)
+    points       [N, P]: for each configuration the index of each parameter's value; the row is the configuration's name
+    """
+
+    name: str
+    parameters: Mapping[str, tuple[Any, ...]]
+    points: Rows = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.points.ndim != 2 or self.points.shape[1] != len(self.parameters) or not len(self.points):
+            raise SpaceError(f"{self.name}: got points of shape {self.points.shape}, expected [N > 0, {len(self.parameters)}]")
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def configuration(self, row: int) -> dict[str, Any]:
+        return {name: values[i] for (name, values), i in zip(self.parameters.items(), self.points[row], strict=True)}
+
+    def row(self, configuration: Configuration) -> int | None:
+        """Which row a configuration is, or None where it is not in the space."""
+        try:
+            key = tuple(self.parameters[name].index(configuration[name]) for name in self.parameters)
+        except (KeyError, ValueError):
+            return None
+        return self.row_of_point(key)
+
+    def row_of_point(self, point: Sequence[int]) -> int | None:
+        return self._rows.get(tuple(int(i) for i in point))
+
+    @cached_property
+    def _rows(self) -> dict[tuple[int, ...], int]:
+        return {tuple(point): row for row, point in enumerate(self.points.tolist())}
+
+    @cached_property
+    def coordinates(self) -> Floats:
+        """[N, P] in [0, 1]: the logarithm of positive numbers (tile sizes double), the index of anything else."""
+        columns = []
+        for (_, values), index in zip(self.parameters.items(), self.points.T, strict=True):
+            positive = all(isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in values)
+            scale = np.log2([float(v) for v in values]) if positive else np.arange(float(len(values)))
+            column = scale[index]
+            columns.append((column - column.min()) / max(float(np.ptp(column)), 1e-9))
+        return np.stack(columns, axis=1)
+
+
+def enumerated(name: str, configurations: Iterable[Configuration]) -> Space:
+    """The space whose configurations are given, in their order; each parameter's values are those that occur."""
+    listed = [dict(c) for c in configurations]
+    if not listed:
+        raise SpaceError(f"{name}: no configuration, expected at least one")
+    names = tuple(listed[0])
+    if any(set(c) != set(names) for c in listed):
+        raise SpaceError(f"{name}: configurations with different parameters, expected {', '.join(names)} in each")
+    values = {p: _ordered({c[p] for c in listed}) for p in names}
+    places = {p: {v: i for i, v in enumerate(found)} for p, found in values.items()}
+    points = np.array([[places[p][c[p]] for p in names] for c in listed], dtype=np.int64)
+    return Space(name, values, points)
+
+
+def _ordered(values: set[Any]) -> tuple[Any, ...]:
+    numbers = all(isinstance(v, int | float) for v in values)
+    return tuple(sorted(values) if numbers else sorted(values, key=str))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kernel on one workload and one compute capability: what decides which configurations are valid."""
+
+    kernel: Kernel
+    workload: Workload
+    capability: int
+
+    def __post_init__(self) -> None:
+        if self.workload.dtype not in ELEMENT_BYTES:
+            raise SpaceError(f"dtype: got {self.workload.dtype}, kernel {self.kernel.name} takes {', '.join(ELEMENT_BYTES)}")
+        if self.capability not in LIMITS:
+            raise SpaceError(f"compute capability {self.capability}: limits known for {', '.join(map(str, LIMITS))}")
+
+    @property
+    def heads(self) -> Heads:
+        sizes = self.workload.sizes
+        return Heads(sizes["e"], sizes["f"], ELEMENT_BYTES[self.workload.dtype])
+
+    @property
+    def limits(self) -> Limits:
+        return LIMITS[self.capability]
+
+    @property
+    def rows(self) -> int:
+        return self.workload.sizes["m"]
+
+    def configurations(self) -> tuple[Config, ...]:
+        """Every valid configuration, in the order of the kernel's own space."""
+        return configurations(self.heads, self.limits, self.rows, self.kernel.space)
+
+    def space(self) -> Space:
+        found = [{name: getattr(c, name) for name in Config.__slots__} for c in self.configurations()]
+        if not found:
+            raise SpaceError(f"{self.workload.name}: no configuration of {self.kernel.name} is valid here")
+        return enumerated(self.kernel.name, found)
+
+    def why_excluded(self, text: str) -> str:
+        """Why the configuration written as `BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2` is out; "" when it is in."""
+        try:
+            config = parse_config(text)
+        except ValueError as error:
+            raise SpaceError(str(error)) from None
+        if reason := excluded(self.heads, config, self.limits, self.rows):
+            return reason
+        for name in Config.__slots__:
+            value, offered = getattr(config, name), getattr(self.kernel.space, name)
+            if value not in offered:
+                return f"{name} = {value} is not among the values searched: {', '.join(map(str, offered))}"
+        return ""
