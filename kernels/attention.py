@@ -135,7 +135,7 @@ def _forward(q_ptr, k_ptr, v_ptr, sink_ptr, lengths_q_ptr, lengths_k_ptr, out_pt
     if HAS_SINK:  # a key without a value whose score is given: it opens the running maximum and sum
         sink = tl.load(sink_ptr + h).to(tl.float32) * 1.4426950408889634  # log2(e)
         top = tl.zeros([BLOCK_M], dtype=tl.float32) + sink
-        total += tl.where(sink == -float("inf"), 0.0, 1.0)
+        total += 1.0
 
     diagonal = row + shift
     if HAS_LEFT:
@@ -222,6 +222,7 @@ def compile_only(
     *,
     softcap: float | None = None,
     sink: bool = False,
+    lengths: bool = False,
     layout: str = "bhme",
 ) -> Any:
     """Compile the kernel as `attention` would launch it on aligned tensors, without data, and return Triton's object.
@@ -240,7 +241,8 @@ def compile_only(
     q, k, v, out = tensor(H, M, E), tensor(G, N, E), tensor(G, N, F), tensor(H, M, F)
     lse = torch.empty(B, H, M, dtype=torch.float32, device="meta")
     sinks = torch.empty(H, dtype=torch.float32, device="meta") if sink else None
-    launch = _launch(q, k, v, mask, None, softcap, sinks, None, None, config, out, lse)
+    used = torch.empty(B, dtype=torch.int32, device="meta") if lengths else None
+    launch = _launch(q, k, v, mask, None, softcap, sinks, used, used, config, out, lse)
     arguments = [a.dtype if isinstance(a, Tensor) else a for a in launch.arguments]
     return _forward.warmup(*arguments, grid=(launch.programs,), **launch.flags, **launch.options)
 
@@ -255,9 +257,11 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, mask: Band, scale: float | None, so
     scale_log2, cap_log2 = scale * LOG2_E, 0.0
     if softcap is not None:
         scale_log2, cap_log2 = 2.0 * scale / softcap * LOG2_E, softcap * LOG2_E
+    # Beyond M + N keys every window is the same; the cap keeps positions plus window within 32 bits.
+    left, right = (min(side or 0, M + N) for side in (mask.left, mask.right))
     arguments = (
         q, k, v, sink, lengths_q, lengths_k, out, lse, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        *out.stride()[:3], H, H // G, M, N, mask.left or 0, mask.right or 0, scale_log2, cap_log2,
+        *out.stride()[:3], H, H // G, M, N, left, right, scale_log2, cap_log2,
     )  # fmt: skip
     flags = {
         "E": E, "F": F, "BLOCK_E": triton.next_power_of_2(E), "BLOCK_F": triton.next_power_of_2(F),

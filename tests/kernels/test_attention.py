@@ -61,6 +61,12 @@ def test_masks_and_ragged_sizes(device: str, dtype: Any, mask: dict[str, Any], M
     check(*inputs(device, dtype, 1, 2, 1, M, N, 32, 32), mask=mask, config=Config(64, 32, 4, 2))
 
 
+def test_a_window_wider_than_32_bits_is_no_window(device: str) -> None:
+    q, k, v = inputs(device, HALF, 1, 1, 1, 40, 70, 32, 32)
+    wide, _ = attention(q, k, v, causal=True, window=2**40, config=SMALL)
+    assert torch.equal(wide, attention(q, k, v, causal=True, config=SMALL)[0])
+
+
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)], ids=["MHA", "GQA", "MQA"])
 def test_each_query_head_reads_its_own_kv_head(device: str, heads: tuple[int, int]) -> None:
     check(*inputs(device, HALF, 2, *heads, 70, 40, 32, 32), mask={"causal": True})
@@ -127,7 +133,7 @@ def test_scores_far_beyond_the_range_of_exp(device: str) -> None:
 @pytest.mark.parametrize("mask", [{}, {"causal": True}, {"causal": True, "window": 24}], ids=str)
 def test_lengths_of_each_batch_element(device: str, mask: dict[str, Any]) -> None:
     q, k, v = inputs(device, HALF, 3, 2, 1, 70, 90, 32, 32)
-    lengths_q = torch.tensor([70, 0, 33], dtype=torch.int32, device=device)
+    lengths_q = torch.tensor([45, 0, 33], dtype=torch.int32, device=device)
     lengths_k = torch.tensor([41, 90, 0], dtype=torch.int32, device=device)
     check(q, k, v, mask=mask, lengths_q=lengths_q, lengths_k=lengths_k)
     check(q, k, v, mask=mask, lengths_k=lengths_k)

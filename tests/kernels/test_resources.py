@@ -79,6 +79,19 @@ def test_the_inner_loop_does_the_arithmetic_of_one_tile(compiled: Any) -> None:
 
 
 @needs_compiler
+def test_everything_at_once_compiles() -> None:
+    """Window, softcap, sink, lengths, ragged head dimensions, heads inside the sequence: the largest kernel there is."""
+    arguments = {
+        "sizes": [2, 6, 2, 1000, 1400, 96, 40], "dtype": "bfloat16", "mask": {"left": 127, "right": 16, "align": "first"},
+        "config": [64, 32, 4, 2], "softcap": 30.0, "sink": True, "lengths": True, "layout": "bmhe",
+    }  # fmt: skip
+    order = [Request("einsight.kernels.attention", "compile_named", arguments, cc, False) for cc in (80, 90, 100)]
+    for request_, estimate in compile_offline(order):
+        assert estimate.status == "ok", (request_.capability, estimate)
+        assert estimate.stack_bytes == 0
+
+
+@needs_compiler
 def test_failures_have_a_status_and_a_reason() -> None:
     too_large = request(Config(128, 128, 8, 4), 90)
     trap = request(Config(256, 128, 8, 2), 100)
