@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from einsight.sim.array_case import ARTIFACT, Case, IllegalArray, check_functions
+from einsight.sim.array_case import ARTIFACT, BINARY_BANDWIDTH, Case, IllegalArray, check_functions
 from einsight.sim.array_design import Design, Residency
 from einsight.sim.array_energy import energies
 from einsight.sim.array_flow import CHUNK, INNER, flow
@@ -19,9 +19,6 @@ from einsight.sim.array_traffic import Move, fit, moves
 from einsight.sim.hardware import DTYPE_BYTES
 from einsight.sim.work import KEY, QUERY
 from einsight.sim.workload import Workload
-
-BINARY_BANDWIDTH = 2**30 / 1e9
-"""FuseMax's artifact takes the paper's 400 GB/s for 400 GiB/s."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

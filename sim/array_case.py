@@ -26,6 +26,9 @@ ARTIFACT = frozenset({
 })  # fmt: skip
 """Switches that replicate what the published numbers contain; docs/spatial-arrays.md explains each."""
 
+BINARY_BANDWIDTH = 2**30 / 1e9
+"""FuseMax's artifact takes the paper's 400 GB/s for 400 GiB/s."""
+
 
 class IllegalArray(ValueError):  # noqa: N818  (an answer with a reason)
     """The workload cannot run on this array and design; the message says why and what would help."""
