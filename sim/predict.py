@@ -11,12 +11,15 @@ import numpy as np
 
 from einsight.einsum import library
 from einsight.einsum.compose import compose
+from einsight.einsum.expression import Expression
+from einsight.einsum.ir import Cascade
 from einsight.sim.estimate import Estimate, estimate, mapping_of
 from einsight.sim.family import Family, load_family
 from einsight.sim.hardware import Gpu, load_gpu
 from einsight.sim.mapping import Mapping
-from einsight.sim.mask import DENSE
+from einsight.sim.mask import DENSE, Mask
 from einsight.sim.mask_pairs import live_points
+from einsight.sim.mask_predicate import predicate
 from einsight.sim.plan import Plan, plan
 from einsight.sim.prediction import Bound, Prediction
 from einsight.sim.units import format_si
@@ -63,6 +66,7 @@ def plan_of(workload: Workload, family: Family) -> Plan:
     workload.check()
     files = (workload.cascade, *(added.kind for added in workload.bias))
     states = tuple(_state(name) for name in files)
+    _accepts(files, states, workload.canonical_mask)
     return _plan_of(files, states, family.fuses, tuple(workload.dtypes.items()), workload.dtype)
 
 
@@ -70,9 +74,18 @@ def plan_of(workload: Workload, family: Family) -> Plan:
 def _plan_of(
     files: tuple[str, ...], states: tuple[int, ...], fused: bool, dtypes: tuple[tuple[str, str], ...], default: str
 ) -> Plan:
+    return plan(_composed(files, None), fused, dict(dtypes), default)
+
+
+@lru_cache(maxsize=2048)
+def _accepts(files: tuple[str, ...], states: tuple[int, ...], mask: Mask) -> None:
+    """Raises IllegalComposition when the cascade cannot carry the mask; the tiles alone would not notice."""
+    _composed(files, predicate(mask))
+
+
+def _composed(files: tuple[str, ...], where: Expression | None) -> Cascade:
     base, *fragments = files
-    composed = compose(library.load(base), [library.fragment(name) for name in fragments])
-    return plan(composed, fused, dict(dtypes), default)
+    return compose(library.load(base), [library.fragment(name) for name in fragments], where)
 
 
 def _state(name_or_path: str) -> int:

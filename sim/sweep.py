@@ -6,16 +6,19 @@ the swept curve, exact to one step of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from einsight.sim.estimate import estimate
 from einsight.sim.hardware import load_gpu
+from einsight.sim.mask import Mask
 from einsight.sim.predict import family_on
 from einsight.sim.schedule import Array
+from einsight.sim.work import KEY, QUERY
 from einsight.sim.workload import Workload
 
 _SCALES = {"k": 1024, "m": 1024 * 1024}
@@ -102,10 +105,23 @@ def _curve(workload: Workload, axis: Axis, target: str) -> Curve:
     gpu = load_gpu(name)
     family, made, _ = family_on(workload, gpu, chosen or workload.family or gpu.family[workload.phase])
     sizes = swept_sizes(workload, axis)
-    found = estimate(made, workload.mask, sizes, workload.cache == "warm", gpu, family)
-    names = list(found.bounds_s)
-    widest = np.argmax(np.stack([found.bounds_s[n] for n in names]), axis=0)
-    return Curve(name, family.name, axis, tuple(map(float, found.time_s)), tuple(names[i] for i in widest))
+    time, bound = np.empty(len(axis.values)), np.empty(len(axis.values), dtype=object)
+    for mask, at in _masks(workload, sizes):
+        part = {rank: values[at] for rank, values in sizes.items()}
+        found = estimate(made, mask, part, workload.cache == "warm", gpu, family)
+        names = list(found.bounds_s)
+        time[at] = found.time_s
+        bound[at] = [names[i] for i in np.argmax(np.stack([found.bounds_s[n] for n in names]), axis=0)]
+    return Curve(name, family.name, axis, tuple(map(float, time)), tuple(map(str, bound)))
+
+
+def _masks(workload: Workload, sizes: Mapping[str, Array]) -> list[tuple[Mask, NDArray[np.int64]]]:
+    """The mask in its canonical form (which depends on the lengths: a window of all keys is none) and its points."""
+    found: dict[Mask, list[int]] = {}
+    for i, (m, n) in enumerate(zip(sizes[QUERY].astype(int).tolist(), sizes[KEY].astype(int).tolist(), strict=True)):
+        workload.mask.check(m, n)
+        found.setdefault(workload.mask.canonical(m, n), []).append(i)
+    return [(mask, np.array(at)) for mask, at in found.items()]
 
 
 def swept_sizes(workload: Workload, axis: Axis) -> dict[str, Array]:

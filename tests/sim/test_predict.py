@@ -1,0 +1,76 @@
+"""One prediction: its FLOPs, traffic, words and refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from einsight.einsum.compose import IllegalComposition
+from einsight.sim import Workload, predict
+from einsight.sim.predict import IllegalMapping
+from einsight.sim.strict_yaml import SpecError
+
+B, H, G, N, E = 2, 8, 2, 4096, 128
+
+
+def attention(**more: object) -> Workload:
+    sizes = {"batch": B, "heads": H, "kv_heads": G, "seq_q": N, "head_dim": E}
+    return Workload.attention(**(sizes | more))  # type: ignore[arg-type]
+
+
+def test_matmul_flops_follow_the_flash_attention_convention() -> None:
+    assert predict(attention(), "h100-sxm").flops_matmul == 4 * B * H * N * N * E
+    assert predict(attention(mask="causal"), "h100-sxm").flops_matmul == 4 * B * H * E * N * (N + 1) // 2
+    window = predict(attention(mask=["causal", {"window": 256}]), "h100-sxm")
+    assert window.flops_matmul == 4 * B * H * E * (256 * N - 256 * 255 // 2)
+
+
+def test_cold_traffic_is_at_least_every_operand_once() -> None:
+    once = 2 * B * N * E * (2 * H + 2 * G)
+    assert predict(attention(), "h100-sxm").bytes_by_memory["HBM"] == once
+    assert predict(attention(seq_q=65536, batch=8), "a100-sxm-40gb").bytes_by_memory["HBM"] >= 8 * 16 * once / B
+
+
+def test_unfused_attention_moves_the_scores_eight_times() -> None:
+    """FuseMax's 3-pass cascade: QK written and read twice, SN written and read twice, A written and read once."""
+    p = predict(attention(cascade="stable"), "h100-sxm:unfused")
+    scores, operands = 2 * B * H * N * N, 2 * B * N * E * (2 * H + 2 * G)
+    rows = 2 * B * H * N * (2 + 2)  # GM and SD, each written and read once
+    assert p.bytes_by_memory["L2"] == 8 * scores + operands + rows
+
+
+def test_the_bound_names_amount_rate_and_source() -> None:
+    p = predict(attention(seq_q=1, seq_kv=N * 8, batch=64), "h200-sxm")
+    assert p.bound.name == "HBM" and "4.8 TB/s (datasheet)" in p.bound.because
+    assert p.bound.time_s == pytest.approx(p.bytes_by_memory["HBM"] / 4.8e12)
+
+
+def test_json_has_the_interchange_fields() -> None:
+    fields = {
+        "workload", "key", "target", "family", "time_s", "time_low_s", "time_high_s", "bound", "bounds", "flops", "bytes",
+        "intensity", "tflops", "fraction_of_peak", "passes", "speedup", "assumptions", "model_version",
+    }  # fmt: skip
+    out = json.loads(json.dumps(predict(attention(), "b200").as_json()))
+    assert fields <= out.keys()
+    assert set(out["speedup"]) == {"over_dense_unfused", "over_dense_fused"}
+    assert set(out["bound"]) == {"name", "time_s", "because"}
+
+
+def test_speedup_over_itself_is_one_and_a_mask_gains() -> None:
+    assert predict(attention(), "h100-sxm").speedup["over_dense_fused"] == pytest.approx(1.0)
+    assert 1.2 < predict(attention(mask="causal"), "h100-sxm").speedup["over_dense_fused"] <= 2.0
+    assert predict(attention(), "h100-sxm").speedup["over_dense_unfused"] > 3
+
+
+def test_what_cannot_run_is_refused_with_the_reason() -> None:
+    with pytest.raises(IllegalMapping, match=r"flash3 needs wgmma.*l40s has mma\.sync"):
+        predict(attention(), "l40s:flash3")
+    with pytest.raises(IllegalMapping, match="fp8"):
+        predict(attention(dtype="fp8"), "a100-sxm-80gb")
+    with pytest.raises(IllegalComposition, match="linear has no score"):
+        predict(attention(cascade="linear", mask="causal"), "h100-sxm")
+    with pytest.raises(SpecError, match='did you mean "h100-sxm"'):
+        predict(attention(), "h100-smx")
+    with pytest.raises(SpecError, match="flash2"):
+        predict(attention(), "h100-sxm:flash9")

@@ -1,0 +1,63 @@
+"""Sweeps: the axis text, agreement with `predict` point by point, and the inverse questions."""
+
+from __future__ import annotations
+
+import pytest
+
+from einsight.sim import Workload, predict
+from einsight.sim.sweep import SweepError, crossovers, parse_axis, sweep
+
+
+def prefill(seq: int, **more: object) -> Workload:
+    return Workload.attention(heads=16, kv_heads=4, seq_q=seq, head_dim=128, mask="causal", **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last", "count"),
+    [("n=1k:128k", 1024, 131072, 29), ("n=1k:4k:3:linear", 1024, 4096, 3), ("b=1,2,8", 1, 8, 3), ("n=7:7", 7, 7, 1)],
+)
+def test_axis_texts(text: str, first: int, last: int, count: int) -> None:
+    axis = parse_axis(text)
+    assert (axis.values[0], axis.values[-1], len(axis.values)) == (first, last, count)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "n", "n=", "n=1k", "n=4k:1k", "n=1:2:3:4:5", "n=a:b", "n=0:5", "n=-1:5", "n=1k:2k:3:cubic", "=1:2", "n=1.5:2"]
+)
+def test_bad_axis_texts_say_what_is_expected(text: str) -> None:
+    with pytest.raises(SweepError, match="expected"):
+        parse_axis(text)
+
+
+@pytest.mark.parametrize("target", ["h100-sxm", "l40s", "h100-sxm:unfused"])
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_every_point_is_the_prediction_at_that_size(target: str, phase: str) -> None:
+    axis = parse_axis("n=128,1000,4096,10000")
+    seq = {"prefill": lambda n: prefill(n), "decode": lambda n: prefill(1, seq_kv=n)}[phase]
+    [curve] = sweep(seq(4096), axis, [target])
+    for n, time in zip(axis.values, curve.time_s, strict=True):
+        assert time == pytest.approx(predict(seq(n), target).time_s, rel=1e-12)
+
+
+def test_longest_context_within_a_time_is_the_last_point_below_it() -> None:
+    [curve] = sweep(prefill(1024), parse_axis("n=1k:128k"), ["h100-sxm"])
+    middle = curve.time_s[10]
+    assert curve.longest_within(middle) == curve.axis.values[10]
+    assert curve.longest_within(curve.time_s[0] / 2) is None
+
+
+def test_the_target_with_more_bandwidth_wins_a_long_decode() -> None:
+    curves = sweep(prefill(1, seq_kv=1024, batch=32), parse_axis("n=8k:64k"), ["h100-sxm", "h200-sxm"])
+    assert crossovers(curves)[-1][1] == "h200-sxm"
+
+
+def test_heads_are_swept_in_whole_groups() -> None:
+    with pytest.raises(SweepError, match="multiple of g = 4"):
+        sweep(prefill(1024), parse_axis("h=4,6"), ["h100-sxm"])
+    [curve] = sweep(prefill(1024), parse_axis("h=4,8,64"), ["h100-sxm"])
+    assert list(curve.time_s) == sorted(curve.time_s)
+
+
+def test_a_size_that_the_workload_lacks_is_named() -> None:
+    with pytest.raises(SweepError, match="no size 'r'"):
+        sweep(prefill(1024), parse_axis("r=1:4"), ["h100-sxm"])
