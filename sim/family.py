@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from einsight.sim import strict_yaml
+from einsight.sim.framework import added
 from einsight.sim.hardware import DTYPES, INSTRUCTIONS, KINDS, PHASES, Architecture, Gpu, Quantity
 from einsight.sim.schedule import SCHEDULES
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
@@ -100,6 +101,7 @@ class Fit:
     constants: Mapping[str, float]
     fitted_on: str
     error: str = ""
+    framework: str = ""  # whose table it was fitted on, without the version
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,23 +138,29 @@ class Family:
         found = self.constants.get(name)
         return NEUTRAL[name] if found is None else found.value
 
-    def on(self, gpu: Gpu, phase: str, dtype: str, kv_dtype: str) -> tuple[Family, str]:
+    def on(self, gpu: Gpu, phase: str, dtype: str, kv_dtype: str, framework: str = "") -> tuple[Family, str]:
         """(this family with the constants fitted nearest to the target, how near in words; "" when none was fitted).
 
-        The same architecture first, then the nearest one with the same instructions; the interval grows with the distance.
+        The same architecture first, then the nearest one with the same instructions; the interval grows with the
+        distance. `framework`: whose kernels run around it; default: those of the framework that the fit was made on.
         """
         if not self.fits:
             return self, ""
-        arch = gpu.architecture
-        ranked = sorted(self.fits, key=lambda f: _distance(f, arch, phase, (dtype, kv_dtype)))
-        fit, distance = ranked[0], _distance(ranked[0], arch, phase, (dtype, kv_dtype))
-        widen = 1.0 + 0.75 * sum(distance[:3])
-        merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in fit.constants.items()}
+        arch, dtypes = gpu.architecture, (dtype, kv_dtype)
+        ranked = sorted(self.fits, key=lambda f: _distance(f, arch, phase, dtypes, framework))
+        fit, (*steps, foreign, _) = ranked[0], _distance(ranked[0], arch, phase, dtypes, framework)
+        values = {**added(fit.framework, self.name, fit.architecture, phase, dtypes), **fit.constants}
+        if foreign:
+            values |= added(framework, self.name, arch.name, phase, dtypes)
+        merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
+        widen = _widening(steps, foreign)
         if "interval" in merged:
             merged["interval"] = replace(merged["interval"], value=merged["interval"].value * widen)
         note = f"constants of {self.name} fitted for {fit.architecture} {fit.phase} {'/'.join(fit.dtypes)} on {fit.fitted_on}"
-        if sum(distance[:3]):
+        if sum(steps):
             note += f"; none for {arch.name} {phase} {dtype}/{kv_dtype}, interval widened x{widen:g}"
+        elif foreign:
+            note += f"; not with {framework}, interval widened x{widen:g}"
         return replace(self, constants={**self.constants, **merged}), note
 
     def tile(self, head_dim: int, rows: int) -> Tile:
@@ -174,11 +182,19 @@ class Family:
         return None
 
 
-def _distance(fit: Fit, arch: Architecture, phase: str, dtypes: tuple[str, str]) -> tuple[int, int, int, float]:
-    """How far a fit is from what is asked: other phase, other architecture, other dtypes, steps of compute capability."""
+def _distance(
+    fit: Fit, arch: Architecture, phase: str, dtypes: tuple[str, str], framework: str
+) -> tuple[int, int, int, int, float]:
+    """How far a fit is from what is asked: other phase, architecture, dtypes, framework, steps of compute capability."""
     same = fit.architecture == arch.name
     steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - float(arch.compute_capability)) if not same else 0.0
-    return 2 * (fit.phase != phase), int(not same), int(fit.dtypes != dtypes), steps
+    foreign = int(bool(framework) and fit.framework != framework)
+    return 2 * (fit.phase != phase), int(not same), int(fit.dtypes != dtypes), foreign, steps
+
+
+def _widening(steps: list[int], foreign: int) -> float:
+    """Factor on the interval away from where the constants were fitted."""
+    return 1.0 + 0.75 * sum(steps) + 0.5 * foreign
 
 
 @cache
@@ -267,7 +283,7 @@ def _constant(item: Item, unit: str) -> Quantity:
 
 
 def _fit(item: Item) -> Fit:
-    t = item.table(required=("architecture", "phase", "dtypes", "fitted_on", "constants"), optional=("error",))
+    t = item.table(required=("architecture", "phase", "dtypes", "fitted_on", "constants"), optional=("error", "framework"))
     numbers = t["constants"].table(optional=tuple(CONSTANTS))
     for name, entry in numbers.items():
         bounds = CONSTANTS[name]
@@ -276,5 +292,5 @@ def _fit(item: Item) -> Fit:
     return Fit(
         t["architecture"].text(), t["phase"].choice(PHASES), tuple(d.choice(DTYPES) for d in t["dtypes"].items()),
         {name: entry.number() for name, entry in numbers.items()}, t["fitted_on"].text(),
-        t["error"].text() if "error" in t else "",
+        t["error"].text() if "error" in t else "", t["framework"].text() if "framework" in t else "",
     )  # fmt: skip

@@ -92,3 +92,31 @@ def times(rows: Rows, gpu: Gpu, family: Family, warm: bool = True) -> Array:
     for index, found in estimates(rows, gpu, family, warm):
         out[index] = found.time_s
     return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predicted:
+    """Seconds of every row with the 90 % interval, the resource that limits it, and where the constants come from."""
+
+    time_s: Array
+    low_s: Array
+    high_s: Array
+    bound: NDArray[np.str_]
+    notes: tuple[str, ...]
+
+
+def predicted(rows: Rows, gpu: Gpu, family: Family, phase: str, framework: str = "", warm: bool = True) -> Predicted:
+    """Every row under `family` with the constants fitted nearest to the device, the dtypes and the framework."""
+    n = len(rows)
+    time, low, high = np.empty(n), np.empty(n), np.empty(n)
+    bound, notes = np.full(n, "", dtype="<U24"), dict[str, None]()
+    for made, mask, index in groups(rows):
+        fitted, note = family.on(gpu, phase, made.dtype, made.kv_dtype, framework)
+        found = estimate(made, mask, sizes_of(rows.take(index)), warm, gpu, fitted)
+        names, values = list(found.bounds_s), np.stack(list(found.bounds_s.values()))
+        width = 1.0 + fitted.constant("interval")
+        time[index], high[index] = found.time_s, found.time_s * width
+        low[index] = np.maximum(found.time_s / width, values.max(axis=0))
+        bound[index] = np.array(names)[values.argmax(axis=0)]
+        notes |= dict.fromkeys([note] if note else [])
+    return Predicted(time, low, high, bound, tuple(notes))

@@ -1,0 +1,146 @@
+"""What measured tables call a kernel -> the family that models it, row by row; data in `kernel_names.yaml`.
+
+One name can stand for several kernels: a framework dispatches by phase, architecture, heads per KV head and head
+dimension, and the rules say how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from einsight.sim import strict_yaml
+from einsight.sim.family import names
+from einsight.sim.hardware import INSTRUCTIONS, PHASES, Gpu
+from einsight.sim.schedule import Array
+from einsight.sim.strict_yaml import Item
+
+ANY = (0, 10**9)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A row of the table; an empty tuple or None matches everything, ranges are inclusive."""
+
+    kernels: tuple[str, ...]
+    family: str
+    frameworks: tuple[str, ...] = ()
+    phase: str | None = None
+    instructions: tuple[str, ...] = ()
+    group: tuple[int, int] = ANY
+    head_dim: tuple[int, int] = ANY
+
+
+@dataclass(frozen=True, slots=True)
+class ValueDim:
+    """Rows of a framework with this head dimension have values of another width."""
+
+    frameworks: tuple[str, ...]
+    head_dim: int
+    value_dim: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The whole file."""
+
+    rules: tuple[Rule, ...]
+    value_dims: tuple[ValueDim, ...]
+
+
+def framework_name(framework: str) -> str:
+    """A framework without its version: "SGLang" of "SGLang 0.5.14"."""
+    return framework.strip().split(" ")[0]
+
+
+def family_for(
+    kernel: str, framework: str, phase: str, gpu: Gpu, heads_q: Array, heads_kv: Array, head_dim: Array
+) -> NDArray[np.str_]:
+    """The family's name for every row (arrays of one length), "" where no rule knows the kernel."""
+    group, done = heads_q / heads_kv, np.zeros(len(head_dim), dtype=bool)
+    out = np.full(len(head_dim), "", dtype="<U32")
+    for rule in table().rules:
+        if not _concerns(rule, kernel, framework, phase, gpu):
+            continue
+        here = ~done & _within(group, rule.group) & _within(head_dim, rule.head_dim)
+        out[here] = rule.family
+        done |= here
+    return out
+
+
+def value_dims(framework: str, head_dim: Array) -> Array:
+    """Width of the values of every row: the head dimension's, where the table knows of no other."""
+    out = np.array(head_dim, dtype=np.float64)
+    for line in table().value_dims:
+        if framework_name(framework) in line.frameworks:
+            out[np.asarray(head_dim) == line.head_dim] = line.value_dim
+    return out
+
+
+def known_kernels() -> tuple[str, ...]:
+    """Every kernel string of the table."""
+    return tuple(dict.fromkeys(k for rule in table().rules for k in rule.kernels))
+
+
+def _concerns(rule: Rule, kernel: str, framework: str, phase: str, gpu: Gpu) -> bool:
+    return (
+        kernel in rule.kernels
+        and (not rule.frameworks or framework_name(framework) in rule.frameworks)
+        and rule.phase in (None, phase)
+        and (not rule.instructions or gpu.architecture.instructions in rule.instructions)
+    )
+
+
+def _within(values: Array, bounds: tuple[int, int]) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = (values >= bounds[0]) & (values <= bounds[1])
+    return found
+
+
+@cache
+def table() -> Table:
+    """The shipped table."""
+    return read_table(Path(str(files("einsight.sim"))) / "kernel_names.yaml")
+
+
+def read_table(path: Path) -> Table:
+    """A table from a file. Raises SpecError with file, line and place."""
+    root = strict_yaml.load(path).table(["rules", "value_dims"])
+    return Table(
+        tuple(_rule(item) for item in root["rules"].items()),
+        tuple(_value_dim(item) for item in root["value_dims"].items()),
+    )
+
+
+def _rule(item: Item) -> Rule:
+    t = item.table(["kernels", "family"], ["frameworks", "phase", "instructions", "group", "head_dim"])
+    return Rule(
+        kernels=_texts(t["kernels"]),
+        family=t["family"].choice(names()),
+        frameworks=_texts(t["frameworks"]) if "frameworks" in t else (),
+        phase=t["phase"].choice(PHASES) if "phase" in t else None,
+        instructions=tuple(i.choice(INSTRUCTIONS) for i in t["instructions"].items()) if "instructions" in t else (),
+        group=_range(t["group"]) if "group" in t else ANY,
+        head_dim=_range(t["head_dim"]) if "head_dim" in t else ANY,
+    )
+
+
+def _value_dim(item: Item) -> ValueDim:
+    t = item.table(["frameworks", "head_dim", "value_dim", "source"])
+    return ValueDim(_texts(t["frameworks"]), t["head_dim"].integer(1), t["value_dim"].integer(1), t["source"].text())
+
+
+def _texts(item: Item) -> tuple[str, ...]:
+    return tuple(i.text() for i in item.items())
+
+
+def _range(item: Item) -> tuple[int, int]:
+    ends = [i.integer(1) for i in item.items()]
+    if len(ends) != 2 or ends[0] > ends[1]:
+        raise item.error("two whole numbers, the smaller first")
+    return ends[0], ends[1]
