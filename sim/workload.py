@@ -220,9 +220,15 @@ def _completed(sizes: Mapping[str, int]) -> dict[str, int]:
     return first | {name: sizes[name] for name in sorted(sizes) if name not in first}
 
 
+def element_type(text: str) -> str | None:
+    """Our name of an element type that may be written as frameworks do ("bfloat16", "fp8"); None for an unknown one."""
+    found = _ALIASES.get(text, text)
+    return found if found in DTYPES else None
+
+
 def _dtype(place: str, text: str) -> str:
-    found = _ALIASES.get(str(text), str(text))
-    if found not in DTYPES:
+    found = element_type(str(text))
+    if found is None:
         raise WorkloadError(place, repr(text), f"one of {', '.join(DTYPES)}")
     return found
 
