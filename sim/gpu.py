@@ -291,10 +291,15 @@ def memory_bytes(
     whole = out + sum((_whole(t, cases) for t in inputs), ZERO)
     first = np.where(cases.warm, cache.miss(whole), 1.0)
     total = out * first
+    keys = np.maximum(cases.sizes[KEY], 1.0)
+    overlap = np.maximum(1.0, cases.tiles.total * cases.block_n / (keys * cases.touched))
     for tensor, sweeps in inputs.items():
-        touched = cases.touched if KEY in tensor.ranks else ONE
+        keyed = KEY in tensor.ranks
+        touched, reach = (cases.touched, cases.tiles.longest * cases.block_n / keys) if keyed else (ONE, ONE)
         width = cases.widths[tensor.name]
-        total = total + hbm_bytes(tensor, extents, slots, cases.sizes, width, sweeps, touched, first, cache)
+        total = total + hbm_bytes(
+            tensor, extents, slots, cases.sizes, width, sweeps, touched, overlap, reach, first, cache
+        )
     return total
 
 

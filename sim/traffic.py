@@ -45,18 +45,22 @@ def elements(tensor: Tensor, sizes: Mapping[str, Array]) -> Array:
     return total
 
 
-def concurrency(tensor: Tensor, extents: Sequence[tuple[str, Array]], slots: Array) -> tuple[Array, Array]:
+def concurrency(
+    tensor: Tensor, extents: Sequence[tuple[str, Array]], overlap: Array, slots: Array
+) -> tuple[Array, Array]:
     """(readers of each element, how many of them run at the same time) on `slots` slots.
 
-    `extents`: the grid's dimensions, slowest first, each named by the rank it walks (`M` for the query tiles).
+    `extents`: the grid's dimensions, slowest first, each named by the rank it walks (the query tiles last); `overlap`:
+    query tiles of one head that read the same key, which a mask can leave far below all of them.
     """
     readers: Array = ONE
     together: Array = ONE
     span: Array = ONE
-    for rank, extent in reversed(extents):
+    for k, (rank, extent) in enumerate(reversed(extents)):
         if rank not in tensor.ranks:
-            readers = readers * extent
-            together = together * np.minimum(extent, np.maximum(1.0, slots / span))
+            reading = np.minimum(extent, overlap) if k == 0 else extent
+            readers = readers * reading
+            together = together * np.minimum(reading, np.maximum(1.0, slots / span))
         span = span * extent
     return readers, np.maximum(1.0, np.minimum(together, readers))
 
@@ -77,14 +81,15 @@ def reuse_bytes(tensor: Tensor, extents: Sequence[tuple[str, Array]], sizes: Map
 
 def hbm_bytes(
     tensor: Tensor, extents: Sequence[tuple[str, Array]], slots: Array, sizes: Mapping[str, Array], width: float,
-    sweeps: float, touched: Array, first_miss: Array, cache: Cache,
+    sweeps: float, touched: Array, overlap: Array, reach: Array, first_miss: Array, cache: Cache,
 ) -> Array:  # fmt: skip
     """Bytes of one input that come from HBM.
 
-    `touched`: share of the key rank that any query of the mask needs (1 for tensors without keys); `first_miss`: share
-    of the first reading that is not in L2 already (1 when cold).
+    `touched`: share of the key rank that any query of the mask needs (1 for tensors without keys); `overlap`: query tiles
+    that read the same key; `reach`: share of the key rank that the longest block reads, which is all that passes by
+    before the next block comes to a key again; `first_miss`: share of the first reading not in L2 already (1 when cold).
     """
     once = elements(tensor, sizes) * width * touched
-    readers, together = concurrency(tensor, extents, slots)
+    readers, together = concurrency(tensor, extents, overlap, slots)
     again = np.maximum(readers / together - 1.0, 0.0) + (sweeps - 1.0) * readers / together
-    return once * (first_miss + again * cache.miss(reuse_bytes(tensor, extents, sizes, width) * touched))
+    return once * (first_miss + again * cache.miss(reuse_bytes(tensor, extents, sizes, width) * np.minimum(touched, reach)))

@@ -74,3 +74,12 @@ def test_what_cannot_run_is_refused_with_the_reason() -> None:
         predict(attention(), "h100-smx")
     with pytest.raises(SpecError, match="flash2"):
         predict(attention(), "h100-sxm:flash9")
+
+
+def test_a_window_re_reads_only_what_its_neighbours_share() -> None:
+    """Keys of a head exceed L2, but a block reads 4k of them and the next block the same ones: each comes from HBM once."""
+    long = attention(batch=1, seq_q=512 * 1024, mask=["causal", {"window": 4096}])
+    once = 2 * 512 * 1024 * E * (2 * H + 2 * G)
+    assert predict(long, "h100-sxm").bytes_by_memory["HBM"] == once
+    whole = predict(attention(batch=1, seq_q=512 * 1024, mask="causal"), "h100-sxm")
+    assert whole.bytes_by_memory["HBM"] > 2 * once
