@@ -60,13 +60,14 @@ def run(
     """The workload on the array by the design.
 
     replicate     switches of `ARTIFACT`: what published numbers contain beside the model
-    limit_buffer  let the buffer's ports limit the speed, too
+    limit_buffer  let the buffer's ports limit the speed, too (a profile can ask for it as well)
 
     Raises IllegalArray with the reason where it cannot run.
     """
-    case = case_of(workload, array, design, replicate, limit_buffer)
+    case = case_of(workload, array, design, replicate, limit_buffer or array.limit_buffer)
     e, m, n = (case.sizes.get(r, 0) for r in ("E", QUERY, KEY))
     alike = m == n and case.sizes["J"] == 1 and case.sizes.get("F") == e and case.mask.is_dense
+    alike = alike and workload.cascade == design.cascade and not workload.bias
     known = design.found_by_search(array, e, n) if alike else None
     candidates: tuple[Residency, ...] = (known,) if known else design.residencies
     found: list[Run] = []

@@ -111,6 +111,7 @@ class Array:
 
     array_2d    `rows` x `columns` elements; `array_1d`: one row of `columns` lanes
     family      default design per phase
+    limit_buffer  whether the buffer's ports limit the speed: one row per port and cycle
     """
 
     name: str
@@ -126,6 +127,7 @@ class Array:
     buffer_ports: Quantity
     array_2d: Grid
     array_1d: Grid
+    limit_buffer: bool = False
     kind: str = "array"
 
     def grid(self, unit: str) -> Grid:
@@ -182,7 +184,7 @@ _REQUIRED = (
 
 def array_from(root: Item, path: Path) -> Array:
     """The array of one profile file; raises `SpecError`."""
-    table = root.table(_REQUIRED)
+    table = root.table(_REQUIRED, ["limit_buffer"])
     if table["name"].text() != path.stem:
         raise table["name"].error(f'"{path.stem}", the name of the file')
     technology = _technology_of(table["technology"], path)
@@ -200,6 +202,7 @@ def array_from(root: Item, path: Path) -> Array:
         buffer_bytes=quantity(table["buffer"], "byte"),
         buffer_row_bytes=quantity(table["buffer_row"], "byte"),
         buffer_ports=quantity(table["buffer_ports"], COUNT),
+        limit_buffer=table["limit_buffer"].boolean() if "limit_buffer" in table else False,
     )
 
 

@@ -326,5 +326,7 @@ def _fit_block(case: Case, capacity: float) -> Case:
         )
     if case.residency.scores == "memory":
         return case.with_mapping(case.residency, 0.0, _row_spill(case, capacity))
-    footprint = held + 2.0 * case.sizes[KEY] * case.block_rows
-    return case.with_mapping(case.residency, *(2 * (max(0.0, 1.0 - capacity / footprint),)))
+    wide = any(_outlives(case, t, case.flow.stages) for t in case.flow.data.values() if t.over_pairs)
+    scores = case.block_rows * case.sizes[KEY if wide else INNER] * max(case.widths.values())
+    lost = max(0.0, 1.0 - capacity / (held + scores))
+    return case.with_mapping(case.residency, lost, lost)

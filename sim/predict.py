@@ -13,9 +13,11 @@ from einsight.einsum import library
 from einsight.einsum.compose import compose
 from einsight.einsum.expression import Expression
 from einsight.einsum.ir import Cascade
+from einsight.sim.array_hardware import Array
+from einsight.sim.array_predict import predict_array
 from einsight.sim.estimate import Estimate, estimate, mapping_of
 from einsight.sim.family import Family, load_family
-from einsight.sim.hardware import Gpu, load_gpu
+from einsight.sim.hardware import Gpu, load_gpu, load_hardware
 from einsight.sim.mapping import Mapping
 from einsight.sim.mask import DENSE, Mask
 from einsight.sim.mask_pairs import live_points
@@ -43,6 +45,8 @@ def predict(workload: Workload, target: str, family: str | None = None, mapping:
     Raises SpecError for an unknown name, IllegalMapping when the family cannot run it there.
     """
     name, _, chosen = target.partition(":")
+    if isinstance(array := load_hardware(name), Array):
+        return predict_array(workload, array, family or chosen)
     gpu = load_gpu(name)
     fam, made, note = family_on(workload, gpu, family or chosen or workload.family or gpu.family[workload.phase])
     return _worded(workload, gpu, fam, made, estimate_of(workload, gpu, fam, mapping), note)

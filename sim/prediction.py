@@ -47,9 +47,10 @@ class Prediction:
     assumptions: tuple[str, ...] = ()
     energy_pj: float | None = None
     energy_note: str = ""
-    cycles: Mapping[str, float] | None = None  # spatial arrays only, with the two fields below
+    cycles: Mapping[str, float] | None = None  # spatial arrays only, with the three fields below
     utilisation: Mapping[str, float] | None = None
     area_mm2: float | None = None
+    energy_by_component_pj: Mapping[str, float] | None = None
     layers: int = 1
     time_all_layers_s: float | None = None
 
@@ -123,6 +124,7 @@ class Prediction:
             out["cycles"] = dict(self.cycles)
             out["utilisation"] = dict(self.utilisation or {})
             out["area_mm2"] = self.area_mm2
+            out["energy_by_component_pj"] = dict(self.energy_by_component_pj or {})
         if self.time_all_layers_s is not None:
             out["layers"] = self.layers
             out["time_all_layers_s"] = self.time_all_layers_s
