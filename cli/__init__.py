@@ -25,10 +25,11 @@ VERBS = {
     "cascades": "The attention algorithms that are there; one name: all about it.",
     "hardware": "The GPUs and arrays that are there; one name: every number with its source.",
     "tune": "The best configuration of a kernel: simulator first, few measurements; or by replay of a record.",
+    "reproduce": "A paper's tables recomputed, beside the published values.",
     "report": "A self-contained HTML page: rooflines, predictions, passes, sources.",
     "doctor": "Versions, GPU, extras, reference data found.",
 }
-"""Verb (a module of this folder with a function `run`) and its line in `einsight --help`."""
+"""Verb (a module of this folder with a function `run`, or with a `group` of commands) and its line in `einsight --help`."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,8 +56,11 @@ def application(chosen: str) -> typer.Typer:
     )  # fmt: skip
     app.callback()(_global_options)
     for verb, summary in VERBS.items():
-        run = importlib.import_module(f"einsight.cli.{verb}").run if verb == chosen else _not_loaded
-        app.command(verb, short_help=summary)(_interruptible(run))
+        module = importlib.import_module(f"einsight.cli.{verb}") if verb == chosen else None
+        if hasattr(module, "group"):
+            app.add_typer(module.group, name=verb, short_help=summary)
+        else:
+            app.command(verb, short_help=summary)(_interruptible(module.run if module else _not_loaded))
     return app
 
 

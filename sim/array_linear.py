@@ -29,10 +29,12 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class LinearRun:
-    """Products one after another: bytes through DRAM, seconds, pJ by component."""
+    """Products one after another: bytes through DRAM, seconds, pJ by component; `busy_s`: seconds that the 2-D array
+    would need with every element at work."""
 
     dram_bytes: float
     time_s: float
+    busy_s: float
     energy_pj: Mapping[str, float]
 
 
@@ -54,6 +56,7 @@ def run_linear(products: Sequence[Product], array: Array, replicate: frozenset[s
     return LinearRun(
         sum(n * r.dram_bytes for n, r in runs),
         sum(n * r.time_s for n, r in runs),
+        sum(n * r.busy_s for n, r in runs),
         {name: sum(n * r.energy_pj[name] for n, r in runs) for name in names},
     )
 
@@ -70,7 +73,8 @@ def _product(product: Product, array: Array, replicate: frozenset[str]) -> Linea
     bandwidth = array.dram_bytes_per_s.value * (BINARY_BANDWIDTH if "binary bandwidth" in replicate else 1.0)
     time = max(WORD_BYTES * words / bandwidth, cycles / array.clock_hz.value)
     reads = steps * inner * (rows_2d + columns_2d)  # one word per row and per column in every step
-    return LinearRun(WORD_BYTES * words, time, _energy(product, array, replicate, words, reads, fetches))
+    busy = t * inner * columns / array.array_2d.elements * array.array_2d.costs["macc"].cycles / array.clock_hz.value
+    return LinearRun(WORD_BYTES * words, time, busy, _energy(product, array, replicate, words, reads, fetches))
 
 
 def _weight_fetches(product: Product, array: Array) -> int:
