@@ -1,0 +1,141 @@
+"""Kernels for neighborhood attention: what each can tile, when it masks, and what stands around it. Data only.
+
+Files `families/gna/NAME.yaml`, named as NATTEN names its backends. The cost of a tile belongs to the kernel family that
+the file names; what only neighborhoods need stands here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+from einsight.sim import strict_yaml
+from einsight.sim.family import Family, load_family
+from einsight.sim.gna_tiles import TILINGS, Shape
+from einsight.sim.hardware import KINDS, Gpu, Quantity
+from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
+
+MASKS = ("all", "cut")
+
+
+@dataclass(frozen=True, slots=True)
+class TilePair:
+    """A Q and a KV tile shape that the kernel is built for, for head dimensions up to `head_dim`."""
+
+    head_dim: int
+    q: Shape
+    kv: Shape
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.q))} / {'x'.join(map(str, self.kv))}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GnaKernel:
+    """One kernel.
+
+    family        the kernel family that says what a tile costs
+    dense         the family of dense attention that it is compared with
+    tiling        where KV tiles start: static | dynamic (see `gna_tiles`)
+    permutes      tokens are brought into tile order by copies before, and back after
+    masks         all: every visited tile runs the mask unless the problem is fully block-sparse; cut: only cut tiles do
+    mask_cycles   cycles that a masked tile stalls, whatever the mask: its scores wait for the mask between two products
+    mask_hidden   share of the mask's operations that run while the tensor cores work for another tile
+    permute_rate  bytes per SM and cycle, read and written, of the copies that permute
+    tiles         in NATTEN's order: the first that covers the head dimension is its default
+    """
+
+    name: str
+    title: str
+    source: str
+    family: str
+    dense: str
+    tiling: str
+    permutes: bool
+    masks: str
+    mask_cycles: Quantity
+    mask_hidden: Quantity
+    permute_rate: Quantity
+    tiles: tuple[TilePair, ...]
+
+    def legal_tiles(self, rank: int, head_dim: int) -> tuple[TilePair, ...]:
+        """Tile pairs for a grid of `rank` dimensions: those of the narrowest row of head dimensions that covers it."""
+        covering = [t for t in self.tiles if len(t.q) == rank and t.head_dim >= head_dim]
+        narrowest = min((t.head_dim for t in covering), default=0)
+        return tuple(t for t in covering if t.head_dim == narrowest)
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every shipped kernel."""
+    return tuple(sorted(p.stem for p in _folder().glob("*.yaml")))
+
+
+def _folder() -> Path:
+    return Path(str(files("einsight.sim"))) / "families" / "gna"
+
+
+@lru_cache(maxsize=64)
+def load_gna_kernel(name: str) -> GnaKernel:
+    """The shipped kernel of that name, or the one in a file. Raises SpecError with file, line and place."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
+    if path.parent == _folder() and name not in names():
+        raise SpecError("--target", 0, "kernel", f'"{name}"', f"one of: {', '.join(names())}", did_you_mean(name, names()))
+    return _kernel(strict_yaml.load(path))
+
+
+def kernel_for(gpu: Gpu) -> GnaKernel:
+    """The kernel that NATTEN picks on this GPU: the first whose family has the GPU's instructions, permuted ones first."""
+    found = [k for k in map(load_gna_kernel, names()) if runs_on(k, gpu)]
+    if not found:
+        raise SpecError(
+            gpu.name, 0, "architecture.instructions", f'"{gpu.architecture.instructions}"',
+            f"instructions of a kernel for neighborhood attention: {', '.join(names())}",
+        )  # fmt: skip
+    return min(found, key=lambda k: len(load_family(k.family).instructions))
+
+
+def runs_on(kernel: GnaKernel, gpu: Gpu) -> bool:
+    return gpu.architecture.instructions in family_of(kernel).instructions
+
+
+def family_of(kernel: GnaKernel) -> Family:
+    return load_family(kernel.family)
+
+
+_KEYS = (
+    "name", "title", "source", "family", "dense", "tiling", "permutes", "masks", "mask_cycles", "mask_hidden",
+    "permute_rate", "tiles",
+)  # fmt: skip
+
+
+def _kernel(root: Item) -> GnaKernel:
+    t = root.table(required=_KEYS)
+    return GnaKernel(
+        name=t["name"].text(), title=t["title"].text(), source=t["source"].text(), family=t["family"].text(),
+        dense=t["dense"].text(), tiling=t["tiling"].choice(TILINGS), permutes=t["permutes"].boolean(),
+        masks=t["masks"].choice(MASKS), mask_cycles=_quantity(t["mask_cycles"]),
+        mask_hidden=_quantity(t["mask_hidden"]), permute_rate=_quantity(t["permute_rate"]),
+        tiles=tuple(_tile(i) for i in t["tiles"].items()),
+    )  # fmt: skip
+
+
+def _tile(item: Item) -> TilePair:
+    t = item.table(required=("head_dim", "q", "kv"))
+    return TilePair(t["head_dim"].integer(1), _shape(t["q"]), _shape(t["kv"]))
+
+
+def _shape(item: Item) -> Shape:
+    text = item.text()
+    if not all(part.isdigit() and int(part) > 0 for part in text.split("x")):
+        raise item.error("a tile shape such as 2x8x8")
+    return tuple(int(part) for part in text.split("x"))
+
+
+def _quantity(item: Item) -> Quantity:
+    t = item.table(required=("value", "kind", "source"))
+    if t["value"].number() < 0:
+        raise t["value"].error("a number that is not negative")
+    return Quantity(t["value"].number(), str(t["value"].value), t["kind"].choice((*KINDS, "fitted")), t["source"].text())
