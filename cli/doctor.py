@@ -16,7 +16,7 @@ from einsight.cli.output import Json, print_json, print_table
 BASE = ("numpy", "scipy", "networkx", "pyyaml", "typer", "rich", "matplotlib")
 EXTRAS = {
     "gpu": ("torch", "triton"),
-    "tune": ("optuna", "scikit-learn"),
+    "tune": ("optuna", "threadpoolctl", "psycopg2-binary"),
     "dev": ("pytest", "hypothesis", "mypy", "ruff"),
 }
 REFERENCE_FOLDERS = ("measured", "gna", "fusemax", "tuner_spaces")

@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from einsight.reports.compare import Comparison
 from einsight.reports.roofline import Point, Roofline
+from einsight.sim.schedule import Array
 from einsight.sim.sweep import Curve
 from einsight.sim.units import format_si
 
@@ -118,7 +120,7 @@ def _span(roof: Roofline) -> tuple[float, float]:
     return min(marks) / 10, max(marks) * 10
 
 
-def convergence_figure(title: str, curves: Mapping[str, Sequence[float]]) -> Figure:
+def convergence_figure(title: str, curves: Mapping[str, Array]) -> Figure:
     """Percent of the optimum over the number of evaluations, one line per search method."""
     with matplotlib.rc_context(TEXT):
         figure = Figure(figsize=PANEL_INCHES, layout="constrained")
@@ -129,4 +131,32 @@ def convergence_figure(title: str, curves: Mapping[str, Sequence[float]]) -> Fig
         ax.set_ylim(top=101)
         ax.grid(alpha=0.3)
         ax.legend(loc="lower right")
+    return figure
+
+
+def comparison_figure(compared: Comparison) -> Figure:
+    """Predicted over measured time against measured time, one panel for the model and one for the plain roofline.
+
+    Every judged row counts; a cell is darker the more rows lie in it. 1 is right, 0.5 half the measured time.
+    """
+    judged = compared.judged
+    if not judged.any():
+        raise PictureError("no row of at least 15 us with a prediction; there is nothing to draw")
+    measured = compared.measured_s[judged]
+    ours, plain = (np.asarray(t[judged] / measured) for t in (compared.predicted_s, compared.roofline_s))
+    low, high = (float(np.log10(f(np.concatenate([ours, plain])))) for f in (np.min, np.max))
+    times = float(np.log10(measured.min())), float(np.log10(measured.max()))
+    extent = (times[0], max(times[1], times[0] + 0.1), min(low, -0.31), max(high, 0.31))
+    with matplotlib.rc_context(TEXT):
+        width, height = PANEL_INCHES
+        figure = Figure(figsize=(1.5 * width, height), layout="constrained")
+        panels = figure.subplots(1, 2, sharex=True, sharey=True)
+        for ax, ratio, title in zip(panels, (ours, plain), ("einsight", "plain roofline"), strict=True):
+            ax.hexbin(measured, ratio, xscale="log", yscale="log", gridsize=48, bins="log", mincnt=1, cmap="viridis_r",
+                      extent=extent, linewidths=0.1)  # fmt: skip
+            error = 100.0 * float(np.abs(ratio - 1.0).mean())
+            ax.axhline(1.0, color="#333333", linewidth=0.8)
+            ax.set(title=f"{title}: {error:.1f} % mean error over {len(ratio)} cases", xlabel="measured time, s")
+            ax.grid(which="major", color="#dddddd", linewidth=0.5)
+        panels[0].set_ylabel("predicted / measured")
     return figure

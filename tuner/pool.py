@@ -10,6 +10,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
+from threadpoolctl import ThreadpoolController
 
 from einsight.tuner.surrogate import Surrogate
 
@@ -19,6 +20,7 @@ Rows = NDArray[np.int64]
 FIRST, FIRST_WITH_PRIOR = 16, 8  # measurements before the model is asked
 REFIT = 10  # measurements between two fits of the hyperparameters, at least; a tenth of what was seen, beyond 100
 ALIKE = 2  # of the first batch, at most this many that differ from a candidate in a single parameter
+ONE_THREAD = ThreadpoolController()  # the matrices are small: a second BLAS thread costs more than it brings
 TRUST = 0.5  # weight, in observations, of the assumption that the prior's slope is 1
 
 
@@ -29,14 +31,18 @@ class Pool:
     model away and never look like a win.
     """
 
-    def __init__(self, coordinates: Floats, prior: Floats | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, coordinates: Floats, prior: Floats | None = None, seed: int = 0, features: Floats | None = None
+    ) -> None:
+        """coordinates [N, P]: one column per parameter; features [N, F]: what the model sees, default the coordinates;
+        prior [N]: log of a predicted time in any unit."""
         if prior is not None and (prior.shape != (len(coordinates),) or not np.isfinite(prior).all()):
             raise ValueError(f"prior: expected {len(coordinates)} finite logarithms, got shape {prior.shape}")
         self.size = len(coordinates)
         self._prior = prior
         self._seen: dict[int, float | None] = {}
         self._pending: set[int] = set()
-        self._surrogate = Surrogate(coordinates)
+        self._surrogate = Surrogate(coordinates if features is None else features)
         self._modelled: list[int] = []  # rows in the surrogate, in order; a pending one keeps its place without a value
         self._believed: set[int] = set()
         self._refit_at = 0
@@ -85,8 +91,9 @@ class Pool:
                 return row
         if sum(y is not None for y in self._seen.values()) < 2:
             return next(int(r) for r in self._rest if int(r) not in taken)
-        self._learn()
-        gain = self._gain()
+        with ONE_THREAD.limit(limits=1):
+            self._learn()
+            gain = self._gain()
         gain[list(taken)] = -1.0
         row = int(np.argmax(gain))
         self.expected_gain = float(gain[row])

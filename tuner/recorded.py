@@ -67,7 +67,14 @@ class Recorded:
         """[N] medians, NaN where the configuration failed."""
         return np.array([float(np.median(o.samples_s)) if o.samples_s else math.nan for o in self.outcomes])
 
-    def measure(self, row: int) -> Measurement:
+    def prepare(self, row: int) -> None:
+        """Nothing to compile."""
+
+    def race(self, rows: Sequence[int]) -> list[Measurement]:
+        """A record repeats itself: nothing to race."""
+        return []
+
+    def measure(self, row: int, prepared: None = None) -> Measurement:
         """The recorded outcome as a measurement."""
         outcome = self.outcomes[row]
         return Measurement(
@@ -172,7 +179,7 @@ def _t4(name: str, raw: Mapping[str, Any]) -> Recorded:
 
 def to_kernel_tuner(recorded: Recorded) -> dict[str, Any]:
     """The cache file that Kernel Tuner's simulation mode reads."""
-    names = {status: error for error, status in reversed(OUTCOMES.items()) if error.endswith("Config")}
+    names = {status: error for error, status in OUTCOMES.items() if error.endswith("Config")}
     cache = {}
     for row, outcome in enumerate(recorded.outcomes):
         configuration = recorded.space.configuration(row)

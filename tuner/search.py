@@ -13,8 +13,8 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,12 @@ class SearchError(ValueError):
     """A sampler or storage that cannot be used as asked."""
 
 
-class PoolSampler(BaseSampler):
+class PoolSampler(BaseSampler):  # type: ignore[misc]  # optuna is read untyped
     """Draws rows of a space by `Pool`; the study's other trials (of any worker) are its observations."""
 
     def __init__(self, space: Space, prior: Floats | None, seed: int) -> None:
         self._space = space
-        self._pool = Pool(space.coordinates, prior, seed)
+        self._pool = Pool(space.coordinates, prior, seed, space.features)
         self._told: set[int] = set()
 
     @property
@@ -196,14 +196,20 @@ class Search:
             count += _requeue(self.study, self.space, trial.number, row_of(self.space, trial), "its worker died")
         return count
 
+    def begun(self) -> int:
+        """Configurations that are measured or being measured, by any worker."""
+        return len(self._taken())
+
     @contextmanager
-    def alive(self, asked: Asked) -> Iterator[None]:
-        """While inside, a thread tells the storage now and then that this worker lives."""
+    def alive(self, asked: Collection[Asked]) -> Iterator[None]:
+        """While inside, a thread tells the storage now and then that these configurations' worker lives."""
         done = threading.Event()
 
         def sign() -> None:
             while not done.wait(SIGN_S):
-                asked.trial.set_user_attr(ALIVE, time.time())
+                for one in list(asked):
+                    with suppress(optuna.exceptions.UpdateFinishedTrialError):  # told in this very moment
+                        one.trial.set_user_attr(ALIVE, time.time())
 
         thread = threading.Thread(target=sign, daemon=True)
         thread.start()
@@ -248,10 +254,8 @@ class Search:
         distance = np.abs((self.space.points - point) / spans).sum(1)
         distance[list(taken)] = np.inf
         self.study.tell(trial, state=TrialState.FAIL)
-        self._enqueue(int(np.argmin(distance)))
-
-    def _enqueue(self, row: int) -> None:
-        self.study.enqueue_trial(_params(self.space, row))
+        if not isinstance(self.study.sampler, PoolSampler):  # ours repeats itself only for what came back to the queue
+            self.study.enqueue_trial(_params(self.space, int(np.argmin(distance))))
 
     def _penalty(self) -> float:
         values = (t.value for t in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))

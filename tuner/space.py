@@ -72,6 +72,22 @@ class Space:
             columns.append((column - column.min()) / max(float(np.ptp(column)), 1e-9))
         return np.stack(columns, axis=1)
 
+    @cached_property
+    def features(self) -> Floats:
+        """[N, F] in [0, 1], what the model sees: the coordinates; for each pair of sizes their product and their ratio (tile
+        area, threads of a block, work per thread), as logarithms; for each size the power of two in it (alignment)."""
+        logs, whole = {}, []
+        for place, values in enumerate(self.parameters.values()):
+            if len(values) > 2 and all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
+                index = self.points[:, place]
+                logs[place] = np.log2(np.array(values, dtype=np.float64))[index]
+                whole.append(np.log2([float(v & -v) for v in values])[index])
+        pairs = [(logs[a], logs[b]) for a in logs for b in logs if a < b]
+        columns = [f for a, b in pairs for f in (a + b, a - b)] + whole
+        spread = [(c - c.min()) / np.ptp(c) for c in columns if np.ptp(c) > 0]
+        distinct = {column.tobytes(): column for column in [*self.coordinates.T, *spread]}
+        return np.stack(list(distinct.values()), axis=1)
+
 
 def enumerated(name: str, configurations: Iterable[Configuration]) -> Space:
     """The space whose configurations are given, in their order; each parameter's values are those that occur."""

@@ -1,0 +1,170 @@
+"""The search on Optuna's study: no configuration twice, failures told, dead workers' trials come back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("optuna", reason="the extra `tune` is not installed")
+
+from optuna.trial import TrialState
+
+from einsight.tuner.record import Status
+from einsight.tuner.recorded import Outcome, Recorded
+from einsight.tuner.search import SAMPLERS, STATUS, Search, SearchError, open_study, sampler
+from einsight.tuner.space import enumerated
+from einsight.tuner.store import Store, Subject
+from einsight.tuner.tune import tune
+
+LISTED = [{"a": a, "b": b, "c": c} for a in range(1, 9) for b in range(1, 7) for c in (1, 2, 4, 8) if a * c <= 32]
+SPACE = enumerated("toy", LISTED)
+
+
+def seconds(c: dict[str, int]) -> float:
+    return 1e-3 * (1 + 0.1 * (c["a"] - 5) ** 2 + 0.2 * (c["b"] - 3) ** 2 + 0.05 * (c["c"] - 4) ** 2)
+
+
+def toy(failing: int = 0) -> Recorded:
+    """Every `failing`-th configuration fails."""
+    outcomes = [
+        Outcome(Status.OUT_OF_RESOURCES, (), "too large") if failing and r % failing == 1 else Outcome(Status.OK, (seconds(c),))
+        for r, c in enumerate(LISTED)
+    ]
+    return Recorded("toy", "toy", "nowhere", SPACE, tuple(outcomes))
+
+
+def searching(name: str = "pool", seed: int = 0, storage: Path | None = None) -> Search:
+    return Search(open_study("toy", storage, sampler(name, SPACE, None, seed)), SPACE)
+
+
+def store(path: Path | None = None) -> Store:
+    return Store(Subject("toy", {}, "nowhere"), path)
+
+
+@pytest.mark.parametrize("name", [s for s in SAMPLERS if s in ("pool", "random", "tpe", "qmc")])
+def test_no_configuration_is_measured_twice(name: str) -> None:
+    found = tune(searching(name), toy(failing=7), store(), 60, stop_early=False)
+    rows = [SPACE.row(m.configuration) for m in found.measured]
+    assert len(rows) == len(set(rows)) == 60 and None not in rows
+
+
+def test_the_whole_space_ends_the_search() -> None:
+    found = tune(searching(), toy(), store(), 10**6, stop_early=False)
+    assert len(found.measured) == len(SPACE) and found.why == "every configuration is measured"
+    assert found.best is not None and found.best.time_s == min(map(seconds, LISTED))
+
+
+def test_it_stops_when_nothing_is_to_be_gained() -> None:
+    found = tune(searching(), toy(), store(), 10**6)
+    assert len(found.measured) < 0.6 * len(SPACE) and "noise" in found.why
+    assert found.best is not None and found.best.time_s == min(map(seconds, LISTED))
+
+
+def test_failures_are_complete_infeasible_and_counted() -> None:
+    search, device = searching(), toy(failing=3)
+    found = tune(search, device, store(), 60, stop_early=False)
+    failed = [m for m in found.measured if m.status is not Status.OK]
+    assert failed and found.statuses == {"ok": 60 - len(failed), "out_of_resources": len(failed)}
+    trials = [t for t in search.study.trials if t.user_attrs[STATUS] != "ok"]
+    assert len(trials) == len(failed)
+    assert all(t.state is TrialState.COMPLETE and t.user_attrs["reason"] == "too large" for t in trials)
+
+
+def test_a_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    record = tmp_path / "r.jsonl"
+    first = tune(searching(), toy(), store(record), 20, stop_early=False)
+    again = tune(searching(), toy(), store(record), 40, stop_early=False)
+    assert again.resumed == 20 and len(again.measured) == 40
+    rows = [SPACE.row(m.configuration) for m in again.measured]
+    assert len(set(rows)) == 40 and rows[:20] == [SPACE.row(m.configuration) for m in first.measured]
+    assert len(record.read_text().splitlines()) == 40
+
+
+def test_an_interrupt_ends_with_the_best_found_and_loses_nothing(tmp_path: Path) -> None:
+    class Interrupted(Recorded):
+        def measure(self, row: int, prepared: None = None):  # type: ignore[no-untyped-def]
+            if sum(1 for _ in record.open()) >= 12 if record.exists() else False:
+                raise KeyboardInterrupt
+            return super().measure(row)
+
+    record, journal = tmp_path / "r.jsonl", tmp_path / "r.journal"
+    device = toy()
+    stopped = Interrupted(device.name, device.kernel, device.device, device.space, device.outcomes)
+    found = tune(searching(storage=journal), stopped, store(record), 30, stop_early=False)
+    assert found.why == "interrupted" and len(found.measured) == 12 and found.best is not None
+    search = searching(storage=journal)
+    assert [t.state for t in search.study.trials].count(TrialState.WAITING) == 1
+    again = tune(search, device, store(record), 30, stop_early=False)
+    assert len(again.measured) == 30 and len(record.read_text().splitlines()) == 30
+
+
+def test_the_same_seed_is_the_same_search() -> None:
+    runs = [[m.configuration for m in tune(searching(seed=4), toy(), store(), 30, stop_early=False).measured] for _ in "ab"]
+    assert runs[0] == runs[1]
+
+
+def test_several_at_a_time_are_all_told(tmp_path: Path) -> None:
+    found = tune(searching(), toy(failing=5), store(), 50, ahead=4, stop_early=False)
+    rows = [SPACE.row(m.configuration) for m in found.measured]
+    assert len(set(rows)) == len(rows) == 50
+
+
+
+
+def test_what_a_killed_process_was_measuring_is_measured_by_another(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    code = f"""
+import sys, time
+from pathlib import Path
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2] / ".src")!r}]
+import test_search
+search = test_search.searching(storage=Path({str(journal)!r}))
+asked = search.ask()
+print(asked.row, flush=True)
+time.sleep(600)
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    row = int(child.stdout.readline())
+    search = searching(seed=1, storage=journal)
+    assert search.reclaim() == 0  # it lives
+    child.kill()
+    child.wait()
+    assert search.reclaim() == 1 and search.reclaim() == 0
+    asked = search.ask()
+    assert asked is not None and asked.row == row
+
+
+def test_two_workers_of_one_study_never_measure_the_same(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    one, two = searching(seed=1, storage=journal), searching(seed=1, storage=journal)
+    rows = []
+    for _ in range(10):
+        asked = [one.ask(), two.ask()]
+        for search, a in zip((one, two), asked, strict=True):
+            assert a is not None
+            rows.append(a.row)
+            search.tell(a, toy().measure(a.row))
+    assert len(set(rows)) == 20
+
+
+def test_what_cannot_be_used_is_refused() -> None:
+    with pytest.raises(SearchError, match=r"--sampler: got 'best', expected one of pool, random"):
+        searching("best")
+    with pytest.raises(SearchError, match="expected a journal file or postgresql"):
+        open_study("toy", "sqlite:///x.db", sampler("random", SPACE, None, 0))
+
+
+def test_an_ask_is_quick_on_ten_thousand_configurations() -> None:
+    """Not the bar itself (benchmarks/bench_tuner.py times that), but a guard against an order of magnitude."""
+    ten = range(1, 11)
+    space = enumerated("large", [{"a": a, "b": b, "c": c, "d": d} for a in ten for b in ten for c in ten for d in ten])
+    outcomes = tuple(Outcome(Status.OK, (1.0 + (p[0] - 3) ** 2 + p[3],)) for p in space.points.tolist())
+    search = Search(open_study("large", None, sampler("pool", space, None, 0)), space)
+    begin = time.perf_counter()
+    tune(search, Recorded("large", "k", "d", space, outcomes), Store(Subject("k", {}, "d")), 40, stop_early=False)
+    assert time.perf_counter() - begin < 40 * 0.5
