@@ -14,6 +14,7 @@ from einsight.cli.output import Json, print_json, print_lines
 from einsight.einsum import library
 from einsight.einsum.concatenate import Concatenation, concatenation
 from einsight.einsum.counts import count
+from einsight.einsum.definitions import largest_error
 from einsight.einsum.dot import dot
 from einsight.einsum.footprint import POLICIES, Footprint, footprint
 from einsight.einsum.format import format_cascade, format_einsum
@@ -66,10 +67,14 @@ def _cascades(what: str, sizes: Mapping[str, int]) -> list[tuple[Cascade, dict[s
 
 
 def _sized(cascade: Cascade, sizes: Mapping[str, int]) -> tuple[Cascade, dict[str, int] | None]:
-    """The cascade with all its sizes; a tile that is not given is the one that operation totals assume."""
+    """The cascade with all its sizes; a tile that is not given is the one that operation totals assume.
+
+    A tile N0 of a rank N that this cascade does not cut is left out, so that one --size serves every algorithm.
+    """
     if not sizes:
         return cascade, None
-    given = {name.upper(): size for name, size in sizes.items()}
+    uncut = {f"{rank.name}0" for rank in cascade.ranks if not rank.parts} - set(known_ranks(cascade))
+    given = {name.upper(): size for name, size in sizes.items() if name.upper() not in uncut}
     for rank in cascade.ranks:
         if rank.parts and rank.name in given and not given.keys() & set(rank.parts):
             given[rank.parts[-1]] = made_chunk(given[rank.name])
@@ -91,6 +96,7 @@ def explanation(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str, bl
         "paper": cascade.paper,
         "stable": cascade.stable,
         "sizes": dict(sizes or {}),
+        "error": None if sizes is None else largest_error(cascade, sizes),
         "passes": dict(found[0].passes) if found else {},
         "total_passes": found[0].total if found else 0,
         "passes_over": {a.rank: dict(a.passes) for a in found},
@@ -174,6 +180,8 @@ def _text(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str, block: i
     found = _levels(cascade, rank)
     lines += [line for analysis in found for line in str(analysis).splitlines()] or [f"No rank {rank}: no passes over it."]
     lines += ["", f"Operations per Einsum and class{at}", *count(cascade).table(sizes).splitlines()]
+    if sizes and (error := largest_error(cascade, sizes)) is not None:
+        lines += ["", f"Largest error against the definition of {cascade.computes}: {error:.1g} (fp64, normal inputs)"]
     if (traffic := _footprint(cascade, sizes, block)) is not None:
         title = f"Traffic to memory of one head, query blocks of {block}, {ELEMENT_BYTES} bytes an element, dense"
         lines += ["", title, *str(traffic).splitlines()]

@@ -21,7 +21,8 @@ from einsight.einsum.expression import (
 )
 from einsight.einsum.format import format_expression
 from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Statement
-from einsight.einsum.kinds import Header, Kind, name_span, problems_in, written_out
+from einsight.einsum.kinds import Header, Kind, name_span, problems_in
+from einsight.einsum.lets import written_out
 from einsight.einsum.ranges import escape, size
 
 

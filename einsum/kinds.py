@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import zip_longest
 
@@ -17,10 +17,9 @@ from einsight.einsum.expression import (
     Span,
     Symbol,
     children,
-    substitute,
     walk,
 )
-from einsight.einsum.ir import Cascade, S, rewrite_statement
+from einsight.einsum.ir import Cascade
 
 COMPARISONS = frozenset(("<", "<=", ">", ">=", "==", "!="))
 LOGIC = frozenset(("&&", "||"))
@@ -156,13 +155,13 @@ def _wrong_kind(node: Expression, wanted: Kind) -> Problem:
 def let_problems(cascade: Cascade, names: Header) -> Iterator[Problem]:
     """Each `let` has a name of its own, uses what stands above it, and stays of a bearable size when written out."""
     ranks, lets = frozenset(names.sizes), frozenset(names.lets)
-    written_out: dict[str, tuple[int, int]] = {}
+    measured: dict[str, tuple[int, int]] = {}
     for let in cascade.lets:
         if not let.name[:1].isupper():
             yield Problem(
                 f"the `let` name {let.name} is lower case", let.span, "an upper-case name", f"Write {let.name.upper()}."
             )
-        if let.name in ranks or let.name in written_out:
+        if let.name in ranks or let.name in measured:
             yield Problem(
                 f"{let.name} is already {'a rank' if let.name in ranks else 'a `let`'}", let.span, "a new name"
             )
@@ -170,17 +169,17 @@ def let_problems(cascade: Cascade, names: Header) -> Iterator[Problem]:
             if (
                 isinstance(node, Symbol)
                 and node.name in lets
-                and node.name not in written_out
+                and node.name not in measured
                 and node.name not in ranks
             ):
                 yield Problem(f"`let {let.name}` uses {node.name}, which is not defined above it", node.span)
         yield from problems_in(let.expression, Kind.DEFINITION, names)
-        levels, nodes = measure(let.expression, written_out)
+        levels, nodes = measure(let.expression, measured)
         if levels > DEPTH or nodes > NODES:
             message = f"`let {let.name}`, written out, has {nodes} nodes in {levels} levels"
             yield Problem(message, let.span, f"at most {NODES} nodes in {DEPTH} levels")
             return
-        written_out[let.name] = levels, nodes
+        measured[let.name] = levels, nodes
 
 
 def measure(node: Expression, lets: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
@@ -189,25 +188,6 @@ def measure(node: Expression, lets: Mapping[str, tuple[int, int]]) -> tuple[int,
         return lets.get(node.name, (1, 1))
     below = [measure(child, lets) for child in children(node)]
     return 1 + max((d for d, _ in below), default=0), 1 + sum(n for _, n in below)
-
-
-def let_values(cascade: Cascade) -> dict[str, Expression]:
-    """Each `let` with the `let`s that it uses written out."""
-    values: dict[str, Expression] = {}
-    for let in cascade.lets:
-        values[let.name] = substitute(let.expression, values)
-    return values
-
-
-def written_out(statement: S, lets: Mapping[str, Expression]) -> S:
-    """The statement without `let` names. What takes the place of a name keeps the name's place in the file."""
-
-    def change(node: Expression) -> Expression:
-        if isinstance(node, Symbol) and node.name in lets:
-            return replace(lets[node.name], span=node.span)
-        return node
-
-    return rewrite_statement(statement, change) if lets else statement
 
 
 def name_span(access: Access) -> Span | None:

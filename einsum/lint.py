@@ -11,7 +11,7 @@ from einsight.einsum.errors import Problem
 from einsight.einsum.expression import Apply, Expression, Symbol, accesses, variables
 from einsight.einsum.format import format_expression
 from einsight.einsum.ir import Cascade, Initial
-from einsight.einsum.kinds import let_values, written_out
+from einsight.einsum.lets import let_values, written_out
 
 
 def warnings(cascade: Cascade) -> tuple[Problem, ...]:

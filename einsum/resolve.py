@@ -30,7 +30,8 @@ from einsight.einsum.expression import (
     substitute,
     variables,
 )
-from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Mark, Statement, rewrite_statement
+from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Mark, Statement
+from einsight.einsum.lets import let_values, written_out
 from einsight.einsum.sizes import SizeError, complete, partitions, required_sizes
 
 __all__ = ["SizeError", "bind", "required_sizes", "resolve", "unguarded"]
@@ -46,19 +47,11 @@ def resolve(cascade: Cascade) -> Cascade:
 
 
 def _without_lets(cascade: Cascade) -> Cascade:
-    values: dict[str, Expression] = {}
-    for let in cascade.lets:
-        values[let.name] = substitute(let.expression, values)
-    if not values:
-        return cascade
-
-    def change(node: Expression) -> Expression:
-        return values.get(node.name, node) if isinstance(node, Symbol) else node
-
+    values = let_values(cascade)
     return replace(
         cascade,
         lets=(),
-        statements=tuple(rewrite_statement(s, change) for s in cascade.statements),
+        statements=tuple(written_out(s, values) for s in cascade.statements),
         marks=tuple(replace(m, access=_access(substitute(m.access, values))) for m in cascade.marks),
     )
 

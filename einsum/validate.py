@@ -10,7 +10,8 @@ from einsight.einsum.errors import Problem, did_you_mean
 from einsight.einsum.expression import OPERATORS, Symbol
 from einsight.einsum.format import format_expression
 from einsight.einsum.ir import Cascade, Mark, Tensor
-from einsight.einsum.kinds import Header, header, let_problems, let_values, name_span
+from einsight.einsum.kinds import Header, header, let_problems, name_span
+from einsight.einsum.lets import let_values
 from einsight.einsum.tokens import KEYWORDS
 
 OUTER = ("b", "g", "j")

@@ -1,0 +1,66 @@
+"""What the word after `computes` means, in plain NumPy without the cascade language; every cascade is held against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from einsight.einsum.evaluate import evaluate
+from einsight.einsum.ir import Cascade
+
+Array = NDArray[np.float64]
+
+ATTENTION = {"Q": ("M", "E"), "K": ("N", "E"), "V": ("N", "F")}
+LARGEST_SIZE, MOST_PRODUCTS = 1024, 2**22
+"""Beyond these an error is not worked out: the comparison is meant for sizes that take milliseconds."""
+
+
+def softmax_attention(Q: Array, K: Array, V: Array) -> Array:
+    """Q[m,e], K[n,e], V[n,f] to AV[m,f]; Vaswani et al. 2017, equation 1, the scale folded into Q."""
+    score = Q @ K.T
+    weight = np.exp(score - score.max(axis=1, keepdims=True))
+    return np.asarray(weight / weight.sum(axis=1, keepdims=True) @ V)
+
+
+def sigmoid_attention(Q: Array, K: Array, V: Array, BIAS: Array) -> Array:
+    """Ramapuram et al. 2024, arXiv 2409.04431, equation 2."""
+    return np.asarray((1.0 / (1.0 + np.exp(-(Q @ K.T + BIAS)))) @ V)
+
+
+def linear_attention(Q: Array, K: Array, V: Array) -> Array:
+    """Katharopoulos et al. 2020, arXiv 2006.16236, equations 4 and 7: every key, weights before values."""
+
+    def feature(x: Array) -> Array:
+        return np.where(x > 0, x + 1.0, np.exp(np.minimum(x, 0.0)))
+
+    weight = feature(Q) @ feature(K).T
+    return np.asarray(weight / weight.sum(axis=1, keepdims=True) @ V)
+
+
+DEFINITIONS: Mapping[str, tuple[Callable[..., Array], Mapping[str, tuple[str, ...]]]] = {
+    "softmax_attention": (softmax_attention, ATTENTION),
+    "sigmoid_attention": (sigmoid_attention, {**ATTENTION, "BIAS": ()}),
+    "linear_attention": (linear_attention, ATTENTION),
+}
+"""By word: the function from input arrays by name to AV[m,f], and the ranks of those inputs."""
+
+
+def largest_error(cascade: Cascade, sizes: Mapping[str, int], seed: int = 0) -> float | None:
+    """max |AV - definition| in fp64 over standard normal inputs; inf where AV has no finite value.
+
+    None where the word has no definition, the cascade reads other tensors (a composed one has heads), or a size exceeds
+    `LARGEST_SIZE` or the products of one contraction `MOST_PRODUCTS`.
+    """
+    definition, ranks = DEFINITIONS.get(cascade.computes, (None, {}))
+    if definition is None or {t.name: t.ranks for t in cascade.inputs} != ranks:
+        return None
+    products = sizes["M"] * sizes["N"] * max(sizes["E"], sizes["F"])
+    if max(sizes.values()) > LARGEST_SIZE or products > MOST_PRODUCTS:
+        return None
+    rng = np.random.default_rng(seed)
+    inputs: dict[str, Any] = {name: rng.standard_normal([sizes[r] for r in of]) for name, of in ranks.items()}
+    (found,) = evaluate(cascade, sizes, inputs).values()
+    return float(np.nan_to_num(np.abs(found - definition(**inputs)), nan=np.inf).max())
