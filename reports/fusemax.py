@@ -295,7 +295,7 @@ def published_pareto(folder: Path) -> dict[tuple[str, int], Mapping[str, float]]
 
 
 def _tables(folder: Path, files: Mapping[str, str]) -> dict[tuple[str, str, str], Mapping[str, float]]:
-    found = {}
+    found: dict[tuple[str, str, str], Mapping[str, float]] = {}
     for name, file in files.items():
         for row in _read(folder / f"{file}.csv"):
             found[(name, row["model"], row["seq_len"])] = _numbers(row)

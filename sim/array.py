@@ -88,6 +88,8 @@ def case_of(
     """The workload's flow and sizes on this array; raises IllegalArray."""
     if unknown := replicate - ARTIFACT:
         raise ValueError(f"no switch {', '.join(sorted(unknown))}; there are {', '.join(sorted(ARTIFACT))}")
+    if not workload.canonical_mask.is_dense:
+        workload.composed()  # refuses a mask that the cascade cannot carry
     cascade = workload.composed(masked=False)
     seen = flow(cascade, design.array_2d)
     check_functions(seen, array, design)

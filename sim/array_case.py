@@ -140,20 +140,18 @@ class Case:
             return self.live(axes.get(QUERY, 1), axes.get(KEY, 1))
         return self.live(axes.get(QUERY, 1), self.sizes[INNER]) if stage.walk == "chunks" else 1.0
 
-    def live_points(self, stage: Stage) -> float:
+    def existing(self, stage: Stage) -> float:
         """Share of the Einsum's points that exist; of a chunk's summary, of the rows that are worked on."""
-        if self.mask.is_dense:
-            return 1.0
-        if stage.walk == "pairs":
-            m, n = self.sizes[QUERY], self.sizes[KEY]
-            return float(live_points(self.mask, m, n)) / (m * n)
-        return self.live_steps(stage)
+        if stage.walk != "pairs":
+            return self.live_steps(stage)
+        m, n = self.sizes[QUERY], self.sizes[KEY]
+        return 1.0 if self.mask.is_dense else float(live_points(self.mask, m, n)) / (m * n)
 
     # -- work
 
     def applications(self, stage: Stage) -> list[tuple[str, float]]:
-        """(operator class, applications at the points that exist)."""
-        share = self.live_points(stage)
+        """(operator class, applications). A design that skips nothing computes what the mask then discards."""
+        share = self.existing(stage) if self.design.skips_masked else 1.0
         return [(klass, formula.evaluate(self.sizes) * share) for klass, formula in stage.work]
 
     def element_cycles(self, stage: Stage) -> float:

@@ -104,7 +104,7 @@ def _operations(found: Run) -> tuple[float, dict[str, float]]:
     """(matmul FLOPs, applications per operator class) at the points that exist."""
     case = found.case
     counted = count(case.flow.cascade)
-    share = {s.name: case.live_points(s) for s in case.flow.stages}
+    share = {s.name: case.existing(s) for s in case.flow.stages}
     matmul, by_class = 0.0, dict[str, float]()
     for entry in counted:
         number = float(entry.formula.evaluate(case.sizes)) * share.get(entry.einsum, 1.0)

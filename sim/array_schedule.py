@@ -57,9 +57,9 @@ def runs(flow: Flow) -> list[list[str]]:
 
 def first_fit(flow: Flow, cycles: Mapping[str, float], wrap: bool) -> list[list[str]]:
     """Epochs by rule. The 2-D array works in program order; a new epoch begins where an Einsum waits for the other
-    array, and with every matrix product. What the 2-D array waits for keeps its place; every other Einsum goes to the
-    first epoch from its earliest one on in which its array has room, else to the one with most room. With `wrap`, later
-    epochs are those of the next tile: epoch L is epoch 0.
+    array, and with every matrix product. What the 2-D array waits for keeps its place; the others follow, of those whose
+    operands are placed the longest first, each to the first epoch from its earliest one on in which its array has room,
+    else to the one with most room. With `wrap`, later epochs are those of the next tile: epoch L is epoch 0.
     """
     level: dict[str, int] = {}
     fixed = _feeds_2d(flow)
@@ -76,7 +76,12 @@ def first_fit(flow: Flow, cycles: Mapping[str, float], wrap: bool) -> list[list[
     room = [0.0] * count
     for name, at in level.items():
         room[at] += cycles[name] if _of(flow, name).unit == "2d" else -cycles[name]
-    for stage in (s for s in flow.stages if s.name not in fixed):
+    waiting = [s for s in flow.stages if s.name not in fixed]
+    while waiting:
+        names = {s.name for s in waiting}
+        ready = [s for s in waiting if not (s.same_step - {s.name}) & names]
+        stage = max(ready, key=lambda s: cycles[s.name])
+        waiting.remove(stage)
         first = _earliest(stage, flow, level)
         at = _choose(room, first, cycles[stage.name], wrap)
         if at >= len(room) and not wrap:

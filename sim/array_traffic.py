@@ -186,7 +186,7 @@ def fit(case: Case, residency: Residency) -> Case:
     case = case.with_mapping(residency)
     capacity = case.array.buffer_bytes.value
     if "tiling buffer" in case.replicate and case.design.artifact.tiling_buffer_bytes:
-        capacity = case.design.artifact.tiling_buffer_bytes
+        capacity = min(capacity, case.design.artifact.tiling_buffer_bytes)
     if residency.rows == "fit":
         return _fit_rows(case, capacity)
     if residency.spilled is not None:
