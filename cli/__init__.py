@@ -26,6 +26,7 @@ VERBS = {
     "hardware": "The GPUs and arrays that are there; one name: every number with its source.",
     "tune": "The best configuration of a kernel: simulator first, few measurements; or by replay of a record.",
     "reproduce": "A paper's tables recomputed, beside the published values.",
+    "compare": "Measured cases against predictions: errors per group, worst cases, the plain roofline beside.",
     "report": "A self-contained HTML page: rooflines, predictions, passes, sources.",
     "doctor": "Versions, GPU, extras, reference data found.",
 }

@@ -23,6 +23,7 @@ OTHER_STYLE = ("#555555", "D")
 TEXT = {"svg.fonttype": "none", "font.size": 9}  # text stays text: small files, searchable pages
 PANEL_INCHES = (6.4, 4.6)
 LEGEND_LINE_INCHES = 0.17
+SHOWN_RATIOS = (1 / 32, 4.0)  # predicted over measured: what a picture of a comparison shows
 
 
 class PictureError(ValueError):
@@ -137,23 +138,23 @@ def convergence_figure(title: str, curves: Mapping[str, Array]) -> Figure:
 def comparison_figure(compared: Comparison) -> Figure:
     """Predicted over measured time against measured time, one panel for the model and one for the plain roofline.
 
-    Every judged row counts; a cell is darker the more rows lie in it. 1 is right, 0.5 half the measured time.
+    Every judged row counts; a cell is darker the more rows lie in it. 1 is right, 0.5 half the measured time; what is
+    beyond `SHOWN_RATIOS` stands at the edge.
     """
     judged = compared.judged
     if not judged.any():
         raise PictureError("no row of at least 15 us with a prediction; there is nothing to draw")
     measured = compared.measured_s[judged]
     ours, plain = (np.asarray(t[judged] / measured) for t in (compared.predicted_s, compared.roofline_s))
-    low, high = (float(np.log10(f(np.concatenate([ours, plain])))) for f in (np.min, np.max))
-    times = float(np.log10(measured.min())), float(np.log10(measured.max()))
-    extent = (times[0], max(times[1], times[0] + 0.1), min(low, -0.31), max(high, 0.31))
+    first, last = float(np.log10(measured.min())), float(np.log10(measured.max()))
+    extent = (first, max(last, first + 0.1), *np.log10(SHOWN_RATIOS).tolist())
     with matplotlib.rc_context(TEXT):
         width, height = PANEL_INCHES
         figure = Figure(figsize=(1.5 * width, height), layout="constrained")
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         for ax, ratio, title in zip(panels, (ours, plain), ("einsight", "plain roofline"), strict=True):
-            ax.hexbin(measured, ratio, xscale="log", yscale="log", gridsize=48, bins="log", mincnt=1, cmap="viridis_r",
-                      extent=extent, linewidths=0.1)  # fmt: skip
+            ax.hexbin(measured, np.clip(ratio, *SHOWN_RATIOS), xscale="log", yscale="log", gridsize=48, bins="log",
+                      mincnt=1, cmap="viridis_r", extent=extent, linewidths=0.1)  # fmt: skip
             error = 100.0 * float(np.abs(ratio - 1.0).mean())
             ax.axhline(1.0, color="#333333", linewidth=0.8)
             ax.set(title=f"{title}: {error:.1f} % mean error over {len(ratio)} cases", xlabel="measured time, s")

@@ -11,6 +11,7 @@ import gzip
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ Text = NDArray[np.str_]
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Places = NDArray[np.int64]
+Column = NDArray[Any]
 
 PHASES = ("prefill", "decode")
 MAX_LENGTH = 2**40
@@ -58,8 +60,8 @@ class Measured:
     def __len__(self) -> int:
         return len(self.device)
 
-    def column(self, name: str) -> Text | Numbers:
-        found: Text | Numbers = getattr(self, name)
+    def column(self, name: str) -> Column:
+        found: Column = getattr(self, name)
         return found
 
     def take(self, index: Flags | Places) -> Measured:
@@ -88,7 +90,7 @@ def codes(texts: Text) -> tuple[tuple[str, ...], Places]:
     return tuple(map(str, known)), places
 
 
-def group_ids(columns: Sequence[Text | Numbers]) -> tuple[Places, Places]:
+def group_ids(columns: Sequence[Column]) -> tuple[Places, Places]:
     """(the first row of each distinct combination, in order of appearance; the combination's number for every row)."""
     whole = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns:
@@ -102,29 +104,22 @@ def group_ids(columns: Sequence[Text | Numbers]) -> tuple[Places, Places]:
 
 
 def _read_one(path: Path) -> Measured:
-    columns, count = _columns(path)
-    found: dict[str, Text | Numbers] = {name: np.array(columns[name], dtype=np.str_) for name in TEXTS}
-    for name in (*COUNTS, "window"):
-        low = 0 if name == "window" else 1
-        expected = f"a whole number of at least {low}"
-        found[name] = _numbers(path, name, columns[name], expected, lambda x, low=low: (x >= low) & (x == np.floor(x)))
-    found["latency_ms"] = _numbers(path, "latency_ms", columns["latency_ms"], "a positive time", lambda x: x > 0)
-    made = Measured(**found) if count else _empty()  # type: ignore[arg-type]
+    columns = _columns(path)
+    found: dict[str, Column] = {name: np.array(columns[name], dtype=np.str_) for name in TEXTS}
+    for name in (*COUNTS, "window", "latency_ms"):
+        found[name] = _numbers(path, name, columns[name])
+    made = Measured(**found)
     _check(path, "phase", columns["phase"], np.isin(made.phase, PHASES), "prefill or decode")
     _check(path, "heads_kv", columns["heads_kv"], made.heads_q % made.heads_kv == 0, "a divisor of heads_q")
     _check(path, "seq_q", columns["seq_q"], made.seq_q <= made.seq_kv, "at most seq_kv: the last query stands at the last key")
     return made
 
 
-def _empty() -> Measured:
-    return Measured(**{n: np.array([], dtype=np.str_ if n in TEXTS else np.float64) for n in COLUMNS})
-
-
-def _columns(path: Path) -> tuple[Mapping[str, Sequence[str]], int]:
-    """The file's fields by column name, and the number of rows."""
-    opened: Callable[..., Iterable[str]] = gzip.open if path.suffix == ".gz" else open
+def _columns(path: Path) -> Mapping[str, Sequence[str]]:
+    """The file's fields by column name."""
+    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8", newline="") as file:  # type: ignore[attr-defined]
+        with opened(path, "rt", encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file, strict=True))
     except (gzip.BadGzipFile, EOFError) as error:
         raise MeasuredError(f"{path}: {error}; expected a gzip-compressed CSV file") from None
@@ -137,8 +132,7 @@ def _columns(path: Path) -> tuple[Mapping[str, Sequence[str]], int]:
     for k, row in enumerate(rows):
         if len(row) != len(header):
             raise MeasuredError(f"{path}:{k + 2}: found {len(row)} fields; expected {len(header)}, one per column")
-    by_name = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {name: () for name in header}
-    return by_name, len(rows)
+    return dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(header, ())
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
@@ -150,12 +144,18 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
             raise MeasuredError(f"{path}:1: found {what} {', '.join(map(repr, names))}; expected {','.join(COLUMNS)}")
 
 
-def _numbers(path: Path, name: str, texts: Sequence[str], expected: str, good: Callable[[Numbers], Flags]) -> Numbers:
+def _numbers(path: Path, name: str, texts: Sequence[str]) -> Numbers:
     try:
-        values = np.array(texts, dtype=np.str_).astype(np.float64) if texts else np.array([], dtype=np.float64)
+        values = np.array(texts, dtype=np.str_).astype(np.float64)
     except ValueError:
         values = np.array([_number(text) for text in texts])
-    _check(path, name, texts, np.isfinite(values) & (values < MAX_LENGTH) & good(values), expected)
+    values = np.where(["_" in text for text in texts], np.nan, values)  # Python's own digit grouping, nobody else's
+    if name == "latency_ms":
+        good, expected = values > 0, "a time above 0"
+    else:
+        low = 0 if name == "window" else 1
+        good, expected = (values >= low) & (values == np.floor(values)), f"a whole number of at least {low}"
+    _check(path, name, texts, good & (values < MAX_LENGTH), expected)
     return values
 
 
@@ -170,3 +170,17 @@ def _check(path: Path, name: str, texts: Sequence[str], good: Flags, expected: s
     if not good.all():
         bad = int(np.argmin(good))
         raise MeasuredError(f"{path}:{bad + 2}: {name}: found '{texts[bad]}'; expected {expected}")
+
+
+def write(path: Path, measured: Measured, beside: Mapping[str, Sequence[str]]) -> None:
+    """The rows as a CSV file (.csv or .csv.gz) that `read` would take, and further columns of text beside them."""
+    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    own = [[_text(value) for value in measured.column(name).tolist()] for name in COLUMNS]
+    with opened(path, "wt", encoding="utf-8", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow([*COLUMNS, *beside])
+        out.writerows(zip(*own, *beside.values(), strict=True))
+
+
+def _text(value: str | float) -> str:
+    return value if isinstance(value, str) else str(int(value)) if value.is_integer() else repr(value)

@@ -1,0 +1,145 @@
+"""`einsight compare FILE...`: measured cases against predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from einsight.cli import FELL_SHORT
+from einsight.cli.output import Json, print_json, print_lines, print_table
+from einsight.cli.parsing import CommandError
+from einsight.reports import measured
+from einsight.reports.compare import SHORT_MS, Comparison, beside, compare
+from einsight.reports.outliers import RULE
+from einsight.reports.scores import BY, DEFAULT_BY, Score, by_group, score, worst
+from einsight.sim.units import format_time
+from einsight.sim.workload import element_type
+
+SHOWN_WORST = 10
+COLUMNS = ("cases", "mean", "median", "p90", "bias", "rank", "inside", "width", "roofline")
+
+
+def run(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Measured cases, .csv or .csv.gz.")],
+    by: Annotated[
+        str, typer.Option(metavar="COLUMN,...", help="Columns to group by, also target, family, bound, group, windowed.")
+    ] = ",".join(DEFAULT_BY),
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="Draw predicted against measured.")] = None,
+    rows: Annotated[Path | None, typer.Option(metavar="OUT.csv", help="Write every row with its prediction.")] = None,
+    fail_above: Annotated[
+        float | None, typer.Option(metavar="PERCENT", min=0.0, help="Exit with 1 when the mean error is above.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(metavar="NAME", help="Kernel family of every row, whatever it says.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="NAME", help="Profile of every row, whatever its device says.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measured cases (CSV) against predictions: errors per group, the worst cases, the plain roofline beside.
+
+    Example: einsight compare h100.csv.gz --by device,phase,head_dim --rows out.csv
+    """
+    columns = _columns(by)
+    compared = compare(measured.read(files), target, family)
+    if not compared.known.any():
+        raise CommandError("FILE", _reasons(compared), "at least one row that can be predicted")
+    if rows is not None:
+        measured.write(rows, compared.measured, beside(compared))
+    if plot is not None:
+        from einsight.reports.figures import comparison_figure, save  # matplotlib: half a second, only for a picture
+
+        save(comparison_figure(compared), plot)
+    overall = score(compared)
+    if as_json:
+        print_json(_as_json(compared, columns, overall))
+    else:
+        _print(compared, columns, overall)
+    if fail_above is not None and (overall.mape_percent is None or overall.mape_percent > fail_above):
+        raise typer.Exit(FELL_SHORT)
+
+
+def _columns(by: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in by.split(",") if name.strip())
+    for name in names:
+        if name not in BY:
+            raise CommandError("--by", name, f"some of {', '.join(BY)}, joined by commas")
+    if not names:
+        raise CommandError("--by", by, f"at least one of {', '.join(BY)}")
+    return names
+
+
+def _reasons(compared: Comparison) -> str:
+    return "; ".join(f"{u.rows} rows: {u.reason}" for u in compared.unpredicted) or "no row"
+
+
+def _as_json(compared: Comparison, by: Sequence[str], overall: Score) -> dict[str, Any]:
+    return {
+        "overall": overall.as_json(),
+        "groups": [{**values, **found.as_json()} for values, found in by_group(compared, by)],
+        "worst": [_case(compared, row) for row in worst(compared, SHOWN_WORST).tolist()],
+        "unpredicted": [{"reason": u.reason, "rows": u.rows} for u in compared.unpredicted],
+        "set_aside_rule": RULE,
+        "short_ms": SHORT_MS,
+        "constants": list(compared.notes),
+    }
+
+
+def _case(compared: Comparison, row: int) -> dict[str, Any]:
+    """One row with everything that was said about it."""
+    one = compared.measured
+    return {name: one.column(name)[row] for name in measured.COLUMNS} | {
+        "predicted_ms": 1e3 * compared.predicted_s[row], "low_ms": 1e3 * compared.low_s[row],
+        "high_ms": 1e3 * compared.high_s[row], "family": str(compared.family[row]), "bound": str(compared.bound[row]),
+        "roofline_ms": 1e3 * compared.roofline_s[row],
+    }  # fmt: skip
+
+
+def _print(compared: Comparison, by: Sequence[str], overall: Score) -> None:
+    groups = [("\n".join(map(str, values.values())), *_cells(found)) for values, found in by_group(compared, by)]
+    title = "Error in percent of the measured time, over rows of at least 15 us; the plain roofline's mean error beside"
+    heads = (", ".join(by), *COLUMNS)
+    print_table(title, heads, [*groups, ("all", *_cells(overall))], right=COLUMNS, wrap=heads[:1])
+    print_lines([_apart(overall), ""])
+    told = ("kernel", "case", "measured", "predicted", "90 % interval", "bound")
+    listed = [_worst_cells(compared, row) for row in worst(compared, SHOWN_WORST).tolist()]
+    print_table("Worst cases", told, listed, right=told[2:4], wrap=told[4:])
+    print_lines([f"Set aside as noise: {RULE}."])
+    print_lines(f"Not predicted, {u.rows} rows: {u.reason}" for u in compared.unpredicted)
+    print_lines(f"Constants: {note}" for note in compared.notes)
+
+
+def _apart(s: Score) -> str:
+    """What the means leave out."""
+    return (
+        f"Apart: {s.n_short} rows under 15 us (mean error {_percent(s.short_mape_percent) or '-'} %), {s.n_set_aside} rows "
+        f"set aside as noise, {s.unpredicted} not predicted. Every predicted row: {_percent(s.mape_all_percent)} %."
+    )
+
+
+def _cells(s: Score) -> tuple[str, ...]:
+    percents = (s.mape_percent, s.mdape_percent, s.p90_percent, s.bias_percent)
+    rank = "" if s.spearman is None else f"{s.spearman:.3f}"
+    more = (s.coverage_percent, s.width_percent, s.roofline_mape_percent)
+    return (str(s.n), *map(_percent, percents), rank, *map(_percent, more))
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _types(dtype: str, kv_dtype: str) -> str:
+    ours = element_type(dtype), element_type(kv_dtype)
+    return f"{ours[0]}" if ours[0] == ours[1] else f"{ours[0]}/{ours[1]}"
+
+
+def _worst_cells(compared: Comparison, row: int) -> tuple[str, ...]:
+    m = compared.measured
+    window = f" window {m.window[row]:.0f}" if m.window[row] else ""
+    sizes = f"b{m.batch[row]:.0f} h{m.heads_q[row]:.0f}/{m.heads_kv[row]:.0f} {m.seq_q[row]:.0f}x{m.seq_kv[row]:.0f}"
+    return (
+        f"{compared.target[row]} {m.kernel[row]}",
+        f"{sizes} d{m.head_dim[row]:.0f} {_types(str(m.dtype[row]), str(m.kv_dtype[row]))}{window}",
+        format_time(compared.measured_s[row]), format_time(compared.predicted_s[row]),
+        f"{format_time(compared.low_s[row])} to {format_time(compared.high_s[row])}", str(compared.bound[row]),
+    )  # fmt: skip
