@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -24,7 +25,9 @@ VERBS = {
     "explain": "A cascade's Einsums, operation counts, passes and live sets.",
     "cascades": "The attention algorithms that are there; one name: all about it.",
     "hardware": "The GPUs and arrays that are there; one name: every number with its source.",
+    "gna": "Neighborhood attention: bounds, predicted time, and which strides and tiles to take.",
     "tune": "The best configuration of a kernel: simulator first, few measurements; or by replay of a record.",
+    "bias": "The rank of an attention bias, its error, and what its factors buy on a target.",
     "reproduce": "A paper's tables recomputed, beside the published values.",
     "compare": "Measured cases against predictions: errors per group, worst cases, the plain roofline beside.",
     "report": "A self-contained HTML page: rooflines, predictions, passes, sources.",
@@ -36,6 +39,9 @@ VERBS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit code: 0 done, 1 fell short, 2 bad input, 70 a bug, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its code, not an error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         application(next((w for w in words if not w.startswith("-")), ""))(words, prog_name="einsight")
     except SystemExit as stop:
@@ -85,13 +91,16 @@ def _not_loaded() -> None:
 
 
 def _interruptible(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run`, with Ctrl-C ending in one short line instead of the parser's own."""
+    """`run`, with Ctrl-C and a reader that has left (`| head`) ending without the parser's own words."""
 
-    def guarded(*args: Any, **options: Any) -> Any:
+    def guarded(*args: Any, **options: Any) -> None:
         try:
-            return run(*args, **options)
+            run(*args, **options)
+            sys.stdout.flush()
         except KeyboardInterrupt:
             raise typer.Exit(_say("interrupted", INTERRUPTED)) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
 
     return functools.update_wrapper(guarded, run)
 
@@ -101,8 +110,10 @@ def _failed(error: Exception) -> int:
         traceback.print_exception(error)
     if type(error).__module__.startswith("einsight."):
         return _say(str(error), BAD_INPUT)
-    if isinstance(error, OSError) and error.filename is not None:
-        return _say(f"{error.filename}: {error.strerror}", BAD_INPUT)
+    if isinstance(error, OSError) and error.strerror:
+        return _say(f"{error.filename or 'writing the output'}: {error.strerror}", BAD_INPUT)
+    if isinstance(error, MemoryError):
+        return _say("this needs more memory than there is; ask for smaller sizes or fewer points", BAD_INPUT)
     where = traceback.extract_tb(error.__traceback__)[-1]
     return _say(
         f"this is a bug in einsight: {type(error).__name__}: {error} ({where.name}, line {where.lineno});"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Any
 
@@ -21,7 +22,8 @@ PIPED_WIDTH = 110
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout; infinities and NaN, which JSON lacks, become null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+    escaped = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=escaped, allow_nan=False))
 
 
 def print_table(

@@ -13,8 +13,9 @@ _WHOLE = re.compile(r"([0-9]+)([kKmM]?)")
 class CommandError(ValueError):
     """An option that cannot be understood: which one, what it said, what it should say."""
 
-    def __init__(self, option: str, found: str, expected: str) -> None:
-        super().__init__(f"{option}: found '{found}'; expected {expected}")
+    def __init__(self, option: str, found: str | None, expected: str) -> None:
+        shown = "nothing" if found is None else f"'{found}'"
+        super().__init__(f"{option}: found {shown}; expected {expected}")
 
 
 def whole(text: str, option: str) -> int:

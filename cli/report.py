@@ -9,6 +9,7 @@ import typer
 
 from einsight.cli import workload as options
 from einsight.cli.output import Json, print_json, print_lines
+from einsight.cli.parsing import CommandError
 from einsight.reports.report import EXAMPLE_WORKLOADS, Results, report
 from einsight.sim.family import load_family
 from einsight.sim.predict import predict
@@ -27,6 +28,8 @@ def run(
 
     Example: einsight report out llama.yaml --target h100-sxm --target b200
     """
+    if folder.exists() and not folder.is_dir():
+        raise CommandError("DIR", str(folder), "a folder, not a file, before the workload files")
     found = [w for file in files or [EXAMPLE_WORKLOADS] for w in load_workloads(file)]
     pairs = [(w, t) for w in found for t in options.targets(target or [], w)]
     predictions = tuple(predict(w, t) for w, t in pairs)

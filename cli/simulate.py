@@ -59,7 +59,7 @@ def run(
     if axis is not None:
         return _sweep(found, target or [], axis, within, plot, as_json)
     if within is not None:
-        raise CommandError("--within", within, "it together with --sweep")
+        raise CommandError("--within", within, "a --sweep beside it")
     named = {case: options.targets(target or [], case.workloads[0]) for case in found}
     by_case = [[case.predictions(t) for t in names] for case, names in named.items()]
     by_workload = [column for made in by_case for column in zip(*made, strict=True)]
@@ -96,9 +96,8 @@ def _sweep(
     every = [w for case in found for w in case.workloads]
     if len(every) != 1:
         raise CommandError("--sweep", f"{len(every)} workloads", "one workload (one kind of layer) at a time")
-    axis, workload = parse_axis(text), every[0]
+    axis, workload, limit_s = parse_axis(text), every[0], None if within is None else _seconds(within)
     curves = sweep(workload, axis, options.targets(named, workload))
-    limit_s = None if within is None else units.parse(within, "s")
     if plot is not None:
         from einsight.reports.figures import save, sweep_figure  # matplotlib: half a second, only for a picture
 
@@ -112,6 +111,16 @@ def _sweep(
     print_lines(f"fastest from {axis.size} = {value} on: {name}" for value, name in crossovers(curves))
     if limit_s is not None:
         print_lines(f"largest {axis.size} within {within} on {c.target}: {c.longest_within(limit_s) or 'none'}" for c in curves)
+
+
+def _seconds(within: str) -> float:
+    try:
+        found = units.parse(within, "s")
+    except units.UnitError:
+        found = 0.0
+    if not found > 0:
+        raise CommandError("--within", within, "a time above 0, such as '10 ms'")
+    return found
 
 
 def _sweep_json(workload: Workload, curves: Sequence[Curve], limit_s: float | None) -> dict[str, object]:

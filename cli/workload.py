@@ -64,13 +64,14 @@ class Shape:
         keys = _optional(self.seq_kv, "--seq-kv") or _optional(self.seq, "--seq")
         queries = _optional(self.seq_q, "--seq-q") or (1 if self.phase == "decode" else _optional(self.seq, "--seq"))
         if queries is None and keys is None:
-            raise CommandError("--seq", "nothing", "the sequence length, such as --seq 8192 (or --seq-q and --seq-kv)")
+            raise CommandError("--seq", None, "the sequence length, such as --seq 8192 (or --seq-q and --seq-kv)")
         return queries or keys or 0, keys or queries or 0
 
     def workload(self) -> Workload:
         """The explicit options as a workload."""
         if self.heads is None:
-            raise CommandError("--heads", "nothing", "the number of query heads, such as --heads 32")
+            what = "the number of query heads, such as --heads 32 (or a workload file, or --model config.json)"
+            raise CommandError("--heads", None, what)
         queries, keys = self.lengths
         mask: list[Any] = ["causal"] if self.causal else []
         if window := _optional(self.window, "--window"):
@@ -96,7 +97,7 @@ class Shape:
     def model_length(self) -> int:
         """--seq for a model: the prompt's length, or the keys in the cache."""
         if self.seq is None:
-            raise CommandError("--seq", "nothing", "the prompt's length, or the keys in the cache, such as --seq 8192")
+            raise CommandError("--seq", None, "the prompt's length, or the keys in the cache, such as --seq 8192")
         return whole(self.seq, "--seq")
 
     def given(self, *names: str) -> tuple[str, ...]:
@@ -128,12 +129,12 @@ class Case:
 
 def cases(files: Sequence[Path], model: Path | None, shape: Shape) -> list[Case]:
     """What the options name: the workloads of files, the layers of a model, or the one of the explicit options."""
+    if files and model:
+        raise CommandError("--model", f"{model} beside {files[0]}", "either workload files or a model")
     for used, others in ((files, NOT_BESIDE_FILES), (model, NOT_BESIDE_A_MODEL)):
         if used and (both := shape.given(*others)):
             first = str(model) if used is model else str(files[0])
-            raise CommandError(both[0], f"it beside {first}", "either a file or the explicit options")
-    if files and model:
-        raise CommandError("--model", f"it beside {files[0]}", "either workload files or a model")
+            raise CommandError(both[0], f"{both[0]} beside {first}", "either a file or the explicit options")
     if files:
         return [Case((LayerGroup(w, 1),)) for file in files for w in load_workloads(file)]
     if model is None:
@@ -150,7 +151,7 @@ def targets(named: Sequence[str], workload: Workload) -> tuple[str, ...]:
     """The targets of the command line, else those of the workload file."""
     found = tuple(named) or workload.targets
     if not found:
-        raise CommandError("--target", "nothing", "a target such as --target h100-sxm; `einsight hardware` lists them")
+        raise CommandError("--target", None, "a target such as --target h100-sxm; `einsight hardware` lists them")
     return found
 
 

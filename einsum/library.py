@@ -41,7 +41,7 @@ def _find(name_or_path: str | Path, folder: Path, kind: str) -> Cascade:
     if isinstance(name_or_path, str) and name_or_path in _names(folder):
         return _shipped(name_or_path, folder)
     path = Path(name_or_path)
-    if path.suffix != ".casc" and not path.exists():
+    if not str(name_or_path) or (path.suffix != ".casc" and not path.exists()):
         known = _names(folder)
         hint = (
             did_you_mean(str(name_or_path), known)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from einsight.einsum.expression import Access, Apply, walk
 from einsight.einsum.ir import Cascade
 
 
@@ -67,7 +68,17 @@ def check_parameters(place: str, added: Addition, fragment: Cascade, base: Casca
         if name not in (*ranks, *scalars):
             expected = f"one of {', '.join((*ranks, *scalars))}" if (*ranks, *scalars) else "no parameter"
             raise WorkloadError(f"{place}.{name}", f"parameter {name}", f"{expected} (fragment {added.kind})")
+    for name in scalars:
+        if given.get(name) == 0 and name.upper() in _divisors(fragment):
+            raise WorkloadError(f"{place}.{name}", "0", f"another number: fragment {added.kind} divides by it")
     for rank in ranks:
         if not isinstance(given.get(rank, 0), int) or given.get(rank, 0) < 1:
             found = f"{rank}: {given[rank]}" if rank in given else f"fragment {added.kind} without {rank}"
             raise WorkloadError(place, found, f"{rank} (the size of its rank {rank.upper()}), at least 1")
+
+
+def _divisors(fragment: Cascade) -> frozenset[str]:
+    """Tensors that stand alone below a division."""
+    nodes = (node for einsum in fragment.einsums for node in walk(einsum.expression))
+    below = (node.args[1] for node in nodes if isinstance(node, Apply) and node.op == "/")
+    return frozenset(node.tensor for node in below if isinstance(node, Access))

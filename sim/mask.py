@@ -301,7 +301,7 @@ def mask_from(spec: Any) -> Mask:
     if isinstance(spec, str | Mapping):
         spec = [spec]
     if not isinstance(spec, Sequence):
-        raise MaskError(f"mask: found {spec!r}", "a list such as [causal, {window: 4096}]")
+        raise MaskError(f"mask {spec!r}", "a list such as [causal, {window: 4096}]")
     return Mask(tuple(restriction_from(item) for item in spec))
 
 
@@ -312,7 +312,7 @@ def restriction_from(item: Any) -> Restriction:
     if item == "causal":
         return Causal()
     if not isinstance(item, Mapping) or len(item) != 1:
-        raise MaskError(f"mask: found {item!r}", "causal or one of {window: w}, {sink: s}, {prefix: p}, "
+        raise MaskError(f"mask {item!r}", "causal or one of {window: w}, {sink: s}, {prefix: p}, "
                         "{gna: {...}}, {blocks: {...}}")  # fmt: skip
     kind, value = next(iter(item.items()))
     if kind in _SIZED:
@@ -357,7 +357,7 @@ def _blocks_from(value: Any) -> Blocks:
 
 def _fields(name: str, value: Any, required: Sequence[str], optional: Sequence[str]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise MaskError(f"{name}: found {value!r}", f"a mapping with {', '.join((*required, *optional))}")
+        raise MaskError(f"{name} {value!r}", f"a mapping with {', '.join((*required, *optional))}")
     for key in value:
         if key not in (*required, *optional):
             raise MaskError(f"{name}: unknown key {key!r}", f"one of {', '.join((*required, *optional))}")

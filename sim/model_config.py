@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from einsight.sim.additions import Addition, WorkloadError
+from einsight.sim.hardware import DTYPES
 from einsight.sim.mask import Causal, Mask, Window
 from einsight.sim.strict_yaml import SpecError
-from einsight.sim.workload import Workload
+from einsight.sim.workload import Workload, element_type
 
 MAX_BYTES = 10_000_000
+MAX_LAYERS = 10_000
 NESTED = ("text_config", "llm_config", "language_config")
 """Where models with several modalities keep the language model's keys."""
 
@@ -68,9 +70,10 @@ class ModelConfig:
         """
         queries = 1 if phase == "decode" else seq
         given = dtype or self.dtype
-        if given is None:
-            raise WorkloadError("dtype", f"no torch_dtype in the configuration of {self.name}", "an element type",
-                                "give it with --dtype")  # fmt: skip
+        if given is None or (dtype is None and element_type(given) is None):
+            found = "no torch_dtype" if given is None else f"torch_dtype {given}"
+            raise WorkloadError("dtype", f"{found} in the configuration of {self.name}",
+                                f"one of {', '.join(DTYPES)}", "give it with --dtype")  # fmt: skip
         base = Workload.attention(
             batch=batch, heads=self.heads, kv_heads=self.kv_heads, seq_q=queries, seq_kv=seq, head_dim=self.head_dim,
             value_dim=self.value_dim, dtype=given, phase=phase, cache=cache, cascade=cascade,
@@ -129,7 +132,7 @@ def model_from(data: Mapping[str, Any], file: str = "<config>", name: str = "mod
     dtype = keys.get("torch_dtype") or keys.get("dtype")
     return ModelConfig(
         name, heads, kv_heads, head_dim, value_dim, _windows(keys), None if dtype is None else str(dtype),
-        keys.get("model_type") not in ENCODERS, None if softcap is None else float(softcap), notes,
+        str(keys.get("model_type")) not in ENCODERS, None if softcap is None else float(softcap), notes,
     )  # fmt: skip
 
 
@@ -174,6 +177,8 @@ def _head_dim(keys: _Keys, heads: int) -> int:
 def _windows(keys: _Keys) -> tuple[int | None, ...]:
     """Window of each layer: by `layer_types`, else by a pattern, else from `max_window_layers` on, else everywhere."""
     layers, kinds = keys.size("num_hidden_layers"), keys.get("layer_types")
+    if layers > MAX_LAYERS:
+        raise keys.error("num_hidden_layers", str(layers), f"at most {MAX_LAYERS} layers")
     if kinds is not None:
         return _typed_windows(keys, layers, kinds)
     if keys.get("sliding_window") is None or keys.get("use_sliding_window") is False:
@@ -212,7 +217,8 @@ def _read(path: str | Path) -> Mapping[str, Any]:
     try:
         data = json.loads(raw)
     except json.JSONDecodeError as error:
-        raise SpecError(str(path), error.lineno, "", f"{error.msg} in column {error.colno}", "valid JSON") from None
+        raise SpecError(str(path), error.lineno, "", f"text that is not JSON in column {error.colno}", "valid JSON",
+                        error.msg) from None  # fmt: skip
     except (UnicodeDecodeError, RecursionError, ValueError):
         raise SpecError(str(path), 0, "", "bytes that are not JSON", "a config.json") from None
     if not isinstance(data, dict):

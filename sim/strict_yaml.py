@@ -150,9 +150,10 @@ def parse(text: str, file: str = "<text>") -> Item:
         mark = error.problem_mark or error.context_mark
         hint = "indent with spaces" if "'\\t'" in str(error.problem) else "is a quote, bracket or colon missing?"
         line = mark.line + 1 if mark else 0
-        raise SpecError(file, line, "", error.problem or "text that is not YAML", "valid YAML", hint) from None
+        found = f"text that is not YAML ({error.problem})" if error.problem else "text that is not YAML"
+        raise SpecError(file, line, "", found, "valid YAML", hint) from None
     except yaml.YAMLError as error:
-        raise SpecError(file, 0, "", str(error).splitlines()[0], "valid YAML") from None
+        raise SpecError(file, 0, "", f"text that is not YAML ({str(error).splitlines()[0]})", "valid YAML") from None
     starts: list[Any] = [event for event in events if isinstance(event, yaml.DocumentStartEvent)]
     documents = [event.start_mark.line + 1 for event in starts]
     if len(documents) != 1:
@@ -164,9 +165,10 @@ def parse(text: str, file: str = "<text>") -> Item:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint with the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f'did you mean "{near[0]}"?' if near else ""
+    """A hint with the nearest known word, whatever its case, or nothing."""
+    by_lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f'did you mean "{by_lower[near[0]]}"?' if near else ""
 
 
 def _build(event: Any, events: Iterator[Any], file: str, path: str, depth: int) -> Item:

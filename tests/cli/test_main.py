@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,6 +101,43 @@ def test_ctrl_c_is_one_short_line(einsight: Einsight, monkeypatch: pytest.Monkey
     monkeypatch.setattr("einsight.cli.doctor.diagnose", interrupted)
     ran = einsight("doctor")
     assert (ran.code, ran.out, ran.err) == (130, "", "einsight: interrupted\n")
+
+
+def test_memory_that_is_not_there_is_no_bug(einsight: Einsight, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy() -> None:
+        raise MemoryError("Unable to allocate 58 GiB")
+
+    monkeypatch.setattr("einsight.cli.doctor.diagnose", greedy)
+    ran = einsight("doctor")
+    assert (ran.code, ran.err) == (2, "einsight: this needs more memory than there is; ask for smaller sizes or fewer points\n")
+
+
+COMMAND = [sys.executable, "-c", "import sys; from einsight.cli import main; sys.exit(main())"]
+ENVIRONMENT = {"PYTHONPATH": str(FOLDER.parent.parent), "PYTHONIOENCODING": "ascii"}
+
+
+def test_a_reader_that_leaves_early_is_no_fault() -> None:
+    ran = subprocess.Popen([*COMMAND, "cascades", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           env=ENVIRONMENT)  # fmt: skip
+    assert ran.stdout and ran.stderr
+    ran.stdout.close()
+    assert (ran.stderr.read(), ran.wait()) == (b"", 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_said() -> None:
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run([*COMMAND, "cascades"], stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert ran.returncode == 2 and "writing the output: No space left" in ran.stderr
+
+
+def test_json_is_json_where_the_terminal_knows_ascii_only(tmp_path: Path) -> None:
+    file = tmp_path / "mine.casc"
+    file.write_text('cascade mine\npaper "Müller → 2025"\nrank M\nin A[m]\nout B[m]\nB[m] = exp(A[m])\n', encoding="utf-8")
+    made = subprocess.run([*COMMAND, "cascades", str(file), "--json"], capture_output=True, text=True, env=ENVIRONMENT)
+    assert json.loads(made.stdout)["paper"] == "Müller → 2025"
+    shown = subprocess.run([*COMMAND, "cascades", str(file)], capture_output=True, text=True, env=ENVIRONMENT)
+    assert shown.returncode == 0 and "M\\xfcller" in shown.stdout
 
 
 def test_help_imports_no_heavy_package() -> None:

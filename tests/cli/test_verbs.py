@@ -211,6 +211,11 @@ def test_report_is_one_page_with_all_predictions(einsight: Einsight, tmp_path: P
     assert "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page
 
 
+def test_report_into_a_file_is_refused_at_once(einsight: Einsight, workload: str) -> None:
+    ran = einsight("report", workload, "--target", "h100-sxm")
+    assert ran.code == 2 and f"DIR: found '{workload}'; expected a folder" in ran.err
+
+
 def test_report_without_workloads_shows_an_example(einsight: Einsight, tmp_path: Path) -> None:
     made = einsight("report", str(tmp_path), "--json").json
     assert {p["target"] for p in made["predictions"]} == {"h100-sxm", "h200-sxm", "b200"}
@@ -248,7 +253,12 @@ def test_doctor_finds_the_reference_folder(einsight: Einsight, tmp_path: Path, m
         (("absent.yaml", "--batch", "8"), "--batch"),
         (("--model", "absent.json", "--seq", "4k", "--target", "b200"), "absent.json"),
         (("--model", "absent.json", "--heads", "4"), "--heads"),
-        (("--model", "absent.json", "absent.yaml"), "--model"),
+        (("--model", "absent.json", "absent.yaml"), "--model: found 'absent.json beside absent.yaml'"),
+        ((), "a workload file, or --model config.json"),
+        ((*SHAPE, "--target", "H100-SXM"), 'did you mean "h100-sxm"?'),
+        ((*SHAPE, "--target", "h100-sxm", "--sweep", "n=1k:4k", "--within", "-3 ms"), "--within: found '-3 ms'"),
+        ((*SHAPE, "--target", "h100-sxm", "--sweep", "n=1k:4k", "--within", "3 GB"), "--within: found '3 GB'"),
+        ((*SHAPE, "--target", "h100-sxm", "--bias", "softcap:cap=0"), "divides by it"),
     ],
 )  # fmt: skip
 def test_bad_simulations_say_what_is_wrong(einsight: Einsight, words: tuple[str, ...], said: str) -> None:

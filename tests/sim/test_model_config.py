@@ -85,6 +85,7 @@ def test_which_layers_have_a_window():
     ("change", "words"),
     [
         ({"num_attention_heads": None}, ["num_attention_heads", "no such key", "Llama"]),
+        ({"num_hidden_layers": 10**30}, ["num_hidden_layers", "at most 10000 layers"]),
         ({"num_hidden_layers": None}, ["num_hidden_layers", "no such key"]),
         ({"hidden_size": None}, ["hidden_size", "no such key"]),
         ({"hidden_size": 500}, ["hidden_size", "500", "multiple of num_attention_heads = 8", "head_dim"]),
@@ -130,3 +131,15 @@ def test_a_bare_config_is_named_after_its_folder(tmp_path):
     path = tmp_path / "My-Model" / "config.json"
     path.write_text(json.dumps(SMALL))
     assert load_model(path).name == "My-Model"
+
+
+@pytest.mark.parametrize("text", ["int8", 1.5, ["bf16"]])
+def test_a_type_that_is_not_modelled_is_said_with_the_way_out(text):
+    model = model_from(SMALL | {"torch_dtype": text}, name="odd")
+    with pytest.raises(WorkloadError, match="torch_dtype .* in the configuration of odd.*give it with --dtype"):
+        model.groups("prefill", 1, 128)
+    assert model.groups("prefill", 1, 128, dtype="bf16")
+
+
+def test_a_model_type_of_any_kind_is_read():
+    assert model_from(SMALL | {"model_type": ["llama"]}).causal
