@@ -11,10 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from einsight.reports.compare import Comparison
 from einsight.reports.roofline import Point, Roofline
 from einsight.sim.schedule import Array
+from einsight.sim.gna_advice import Choice
 from einsight.sim.sweep import Curve
 from einsight.sim.units import format_si
 
@@ -75,6 +77,34 @@ def sweep_figure(curves: Sequence[Curve]) -> Figure:
         for curve in curves:
             ax.plot(curve.axis.values, curve.time_s, marker=".", label=f"{curve.target}, {curve.family}")
         ax.set(xscale="log", yscale="log", xlabel=curves[0].axis.size, ylabel="time, s")
+        ax.grid(which="major", color="#dddddd", linewidth=0.5)
+        ax.legend(fontsize=8)
+    return figure
+
+
+def gna_figure(choices: Sequence[Choice], target: str) -> Figure:
+    """Predicted speedup over dense attention against the bound by FLOPs, log axes; filled: fully block-sparse.
+
+    Points of one window share their bound; the numbers beside them are strides, the last one of each window named.
+    """
+    with matplotlib.rc_context(TEXT):
+        figure = Figure(figsize=PANEL_INCHES, layout="constrained")
+        ax = figure.subplots()
+        shared = [float(np.prod(c.stride)) for c in choices]
+        one_window = len({c.window for c in choices}) == 1
+        x = shared if one_window else [c.flop_speedup for c in choices]
+        colour = "#1f5a99"
+        faces = [colour if c.fully_block_sparse else "white" for c in choices]
+        ax.scatter(x, [c.speedup_total for c in choices], c=faces, edgecolors=colour, zorder=3, label="with permuting")
+        bound = [c.flop_speedup for c in choices]
+        ax.plot(*zip(*sorted(zip(x, bound, strict=True)), strict=True), "--", color="#777777", label="bound by FLOPs")
+        ax.plot(x, [c.tile_speedup_max for c in choices], "_", color="#a05a00", markersize=10, label="bound by worst tile")
+        for place, c in zip(x, choices, strict=True):
+            ax.annotate("x".join(map(str, c.stride)), (place, c.speedup_total), xytext=(5, -9), fontsize=6,
+                        textcoords="offset points")  # fmt: skip
+        what = "queries that share a window" if one_window else "speedup bound by FLOPs"
+        ax.set(xscale="log", yscale="log", xlabel=what, ylabel="speedup over dense attention",
+               title=f"{target}; filled: fully block-sparse")  # fmt: skip
         ax.grid(which="major", color="#dddddd", linewidth=0.5)
         ax.legend(fontsize=8)
     return figure
@@ -160,4 +190,37 @@ def comparison_figure(compared: Comparison) -> Figure:
             ax.set(title=f"{title}: {error:.1f} % mean error over {len(ratio)} cases", xlabel="measured time, s")
             ax.grid(which="major", color="#dddddd", linewidth=0.5)
         panels[0].set_ylabel("predicted / measured")
+    return figure
+
+
+def bias_figure(
+    singular: Sequence[NDArray[np.float64]], times: Mapping[str, tuple[Sequence[tuple[int, float]], float, float]]
+) -> Figure:
+    """Singular values of each head over the first, and time by rank with the bias matrix and no bias as lines.
+
+    times   target -> ((rank, seconds), ...), seconds with the matrix, seconds without a bias
+    """
+    known = [values for values in singular if len(values)]
+    panels = bool(known) + bool(times)
+    if not panels:
+        raise PictureError("an exact form without --target has neither singular values nor times to draw")
+    with matplotlib.rc_context(TEXT):
+        width, height = PANEL_INCHES
+        figure = Figure(figsize=(width * panels, height), layout="constrained")
+        axes = list(figure.subplots(1, panels, squeeze=False).flat)
+        if known:
+            ax = axes.pop(0)
+            for values in known:
+                ax.plot(np.arange(1, len(values) + 1), values / values[0], linewidth=0.8, color="#1f5a99", alpha=0.6)
+            ax.set(yscale="log", xlabel="singular value", ylabel="over the first", title=f"{len(known)} heads")
+            ax.grid(which="major", color="#dddddd", linewidth=0.5)
+        for ax in axes:
+            for place, (target, (curve, dense, none)) in enumerate(times.items()):
+                colour = f"C{place}"
+                ax.plot([r for r, _ in curve], [t for _, t in curve], marker=".", color=colour, label=f"{target}, factors")
+                ax.axhline(dense, color=colour, linestyle="--", linewidth=0.9, label=f"{target}, matrix")
+                ax.axhline(none, color=colour, linestyle=":", linewidth=0.9, label=f"{target}, no bias")
+            ax.set(xlabel="rank R", ylabel="predicted time, s", title="time by rank", ylim=(0, None))
+            ax.grid(which="major", color="#dddddd", linewidth=0.5)
+            ax.legend(fontsize=7)
     return figure

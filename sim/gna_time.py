@@ -7,7 +7,6 @@ the kernel's `mask_cycles`. The extra therefore grows with the number of masked 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -75,29 +74,50 @@ class GnaTime:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One case of a sweep, with what decides its masks: the tiles, and how many tiles of the worst block are masked."""
+class RunTiles:
+    """What a kernel runs, per batch and head; arrays over cases. `_masked`: how many of them run the mask.
 
-    tiles: GnaTiles
-    fully_block_sparse: bool
-    rank_masked: int
+    masked_dimensions  dimensions that the mask looks at, in the mean over masked tiles
+    streamed           share of the keys that a block streams
+    """
+
+    blocks: Array
+    total: Array
+    masked: Array
+    most: Array
+    most_masked: Array
+    fewest: Array
+    fewest_masked: Array
+    masked_dimensions: Array
+    streamed: Array
 
 
 def predict_gna(problem: Problem, gpu: Gpu, kernel: GnaKernel, q_tile: Shape, kv_tile: Shape, tiling: str) -> GnaTime:
     """The times of one problem with one pair of tile shapes."""
     gna = problem.gna
-    run = Run(
-        count_tiles(gna, q_tile, kv_tile, tiling), block_sparsity(gna, q_tile, kv_tile, tiling).fully,
-        masked_dimensions(gna) if len(q_tile) == len(gna.layout) else len(gna.layout),
-    )  # fmt: skip
     family, _ = load_family(kernel.family).on(gpu, "prefill", problem.dtype, problem.dtype)
-    found = attention_times(problem, gpu, kernel, int(np.prod(q_tile)), int(np.prod(kv_tile)), [run])
+    tiles, sparse = count_tiles(gna, q_tile, kv_tile, tiling), block_sparsity(gna, q_tile, kv_tile, tiling).fully
+    run = run_tiles(kernel, gna, tiles, sparse)
+    found = attention_times(problem, gpu, kernel, int(np.prod(q_tile)), int(np.prod(kv_tile)), run)
     time, width = float(found.time_s[0]), family.constant("interval")
     bounds = {name: float(np.ravel(value)[0]) for name, value in found.bounds_s.items()}
     return GnaTime(
         time, permute_seconds(problem, gpu, kernel, q_tile, kv_tile), dense_seconds(problem, gpu, kernel.dense), bounds,
         time / (1 + width), time * (1 + width),
     )  # fmt: skip
+
+
+def run_tiles(kernel: GnaKernel, gna: Gna, tiles: GnaTiles, fully_block_sparse: bool) -> RunTiles:
+    """One case, as arrays of length one."""
+    masked, most, fewest, dims = tiles.total, tiles.most, tiles.fewest, float(masked_dimensions(gna))
+    if kernel.masks == "cut":
+        masked, most, fewest = tiles.masked, tiles.most - tiles.most_full, tiles.fewest - tiles.fewest_full
+        dims = sum(k * n for k, n in enumerate(tiles.by_masked_dimensions)) / max(masked, 1)
+    elif fully_block_sparse:
+        masked = most = fewest = 0
+    streamed = tiles.total / (tiles.q_tiles * tiles.dense)
+    row = (tiles.q_tiles, tiles.total, masked, tiles.most, most, tiles.fewest, fewest, dims, streamed)
+    return RunTiles(*(np.array([float(x)]) for x in row))
 
 
 def masked_dimensions(gna: Gna) -> int:
@@ -112,30 +132,14 @@ class AttentionTimes:
 
 
 def attention_times(
-    problem: Problem, gpu: Gpu, kernel: GnaKernel, block_m: int, block_n: int, runs: Sequence[Run]
+    problem: Problem, gpu: Gpu, kernel: GnaKernel, block_m: int, block_n: int, run: RunTiles
 ) -> AttentionTimes:
-    """The attention kernel's time for many masks of one problem with one size of tiles; arrays over `runs`."""
-    family = load_family(kernel.family)
-    columns = np.array([_columns(r, kernel) for r in runs], dtype=np.float64)
-    visited_share = columns[:, 1] / np.maximum(columns[:, 0] * columns[:, 8], 1.0)
-    dims = columns[:, 7]
+    """The attention kernel's time for many masks of one problem with one size of tiles."""
     arch = gpu.architecture
     stall = kernel.mask_cycles.value * arch.vector_ops_per_cycle.value / (block_m * block_n)  # as operations per score
-    ops = mask_operations(arch, dims) * (1 - kernel.mask_hidden.value) + stall
-    return _times(problem, gpu, family, block_m, block_n, Tiles(*columns[:, :7].T), ops, visited_share)
-
-
-def _columns(run: Run, kernel: GnaKernel) -> tuple[float, ...]:
-    """The fields of `Tiles`, then masked dimensions per masked tile and the dense KV tiles."""
-    t = run.tiles
-    masked, most, fewest, dims = t.total, t.most, t.fewest, float(run.rank_masked)
-    if kernel.masks == "cut":
-        masked, most, fewest = t.masked, t.most - t.most_full, t.fewest - t.fewest_full
-        cut = sum(k * n for k, n in enumerate(t.by_masked_dimensions))
-        dims = cut / max(masked, 1)
-    elif run.fully_block_sparse:
-        masked = most = fewest = 0
-    return t.q_tiles, t.total, masked, t.most, most, t.fewest, fewest, dims, t.dense
+    ops = mask_operations(arch, run.masked_dimensions) * (1 - kernel.mask_hidden.value) + stall
+    tiles = Tiles(run.blocks, run.total, run.masked, run.most, run.most_masked, run.fewest, run.fewest_masked)
+    return _times(problem, gpu, load_family(kernel.family), block_m, block_n, tiles, ops, run.streamed)
 
 
 def mask_operations(arch: Architecture, dimensions: Array | float) -> Array:

@@ -1,0 +1,246 @@
+"""Which tiles and which strides: every legal choice of a kernel, predicted at once.
+
+The stride changes neither the window nor the sparsity; a larger one makes more queries share a window, which fills tiles
+better and moves away from a sliding window. So the choice is a front: the least time at each number of queries that share.
+Dimensions are counted alone (`gna_tiles.axis_tiles`), so all strides cost the sum over dimensions, not the product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import log2, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from einsight.sim.gna_bounds import block_sparsity, bounds
+from einsight.sim.gna_kernel import GnaKernel, TilePair
+from einsight.sim.gna_ranges import Ints
+from einsight.sim.gna_time import (
+    Problem,
+    RunTiles,
+    attention_times,
+    masked_dimensions,
+    permute_seconds,
+    predict_gna,
+)
+from einsight.sim.gna_tiles import Shape, axis_tiles, count_tiles
+from einsight.sim.hardware import Gpu
+from einsight.sim.mask import Gna
+from einsight.sim.schedule import Array
+
+NEAR = 3
+"""Strides shown as near the asked one."""
+ALL_STRIDES = 128
+"""Windows up to this length are swept stride by stride; of longer ones powers of two and divisors of the window."""
+MOST_STRIDES = 1 << 17
+"""Beyond this number of combinations the same holds in every dimension."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One window, stride and pair of tiles with what it gives; times in seconds, kernel alone and with permutation."""
+
+    window: Shape
+    stride: Shape
+    tiles: TilePair
+    flop_speedup: float
+    tile_speedup_max: float
+    tile_speedup_avg: float
+    fully_block_sparse: bool
+    time_s: float
+    total_s: float
+    dense_s: float
+
+    @property
+    def speedup(self) -> float:
+        return self.dense_s / self.time_s
+
+    @property
+    def speedup_total(self) -> float:
+        return self.dense_s / self.total_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Strides:
+    """All strides of one window with one pair of tiles. `stride` has shape (strides, rank), the rest (strides,)."""
+
+    tiles: TilePair
+    stride: Ints
+    worst: Array
+    average: Array
+    fully: NDArray[np.bool_]
+    time_s: Array
+    permute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What a user may do instead. Tiles fastest first; strides as `Choice`s with the best pair of tiles of each.
+
+    near      fully block-sparse strides nearest to the asked one (in factors of two per dimension)
+    better    the strides with the fewest such queries that are 5 % faster than the asked one: same sparsity, better bound
+    front     least time at each number of queries that share a window
+    """
+
+    tiles: tuple[Choice, ...]
+    near: tuple[Choice, ...]
+    better: tuple[Choice, ...]
+    front: tuple[Choice, ...]
+
+
+def legal_pairs(problem: Problem, kernel: GnaKernel) -> tuple[TilePair, ...]:
+    return kernel.legal_tiles(len(problem.gna.layout), problem.head_dim)
+
+
+def best_tiles(problem: Problem, gpu: Gpu, kernel: GnaKernel, pairs: Sequence[TilePair]) -> tuple[Choice, ...]:
+    """The pairs of tiles for the asked window and stride, fastest first."""
+    return tuple(sorted((choice(problem, gpu, kernel, pair) for pair in pairs), key=lambda c: c.total_s))
+
+
+def choice(problem: Problem, gpu: Gpu, kernel: GnaKernel, pair: TilePair) -> Choice:
+    """The problem as asked, with one pair of tiles."""
+    gna = problem.gna
+    bound = bounds(gna, count_tiles(gna, pair.q, pair.kv, kernel.tiling))
+    sparse = block_sparsity(gna, pair.q, pair.kv, kernel.tiling).fully
+    time = predict_gna(problem, gpu, kernel, pair.q, pair.kv, kernel.tiling)
+    return Choice(
+        gna.window, gna.stride, pair, bound.flop, bound.worst, bound.average, sparse, time.time_s, time.total_s, time.dense_s
+    )
+
+
+def advise(problem: Problem, gpu: Gpu, kernel: GnaKernel, pairs: Sequence[TilePair]) -> Advice:
+    """Tiles and strides for one problem; see `Advice`."""
+    swept = [all_strides(problem, gpu, kernel, pair) for pair in pairs]
+    asked = problem.gna.stride
+    near = _nearest(problem, gpu, kernel, swept, asked)
+    front = _front(problem, gpu, kernel, swept)
+    tiles = best_tiles(problem, gpu, kernel, pairs)
+    better = tuple(c for c in front if c.total_s < 0.95 * tiles[0].total_s)
+    return Advice(tiles, near, better[:NEAR], front)
+
+
+def all_strides(problem: Problem, gpu: Gpu, kernel: GnaKernel, pair: TilePair) -> Strides:
+    """Every stride from 1 to the window in every dimension (of long windows a choice), with one pair of tiles."""
+    gna = problem.gna
+    strides = stride_choices(gna)
+    axes = [_axis(gna, d, strides[d], pair, kernel.tiling) for d in range(len(gna.layout))]
+    columns = [_outer([a[name] for a in axes]) for name in _FIELDS]
+    q_tiles, total, full, uncut, most, most_full, fewest, fewest_full = columns
+    fully = uncut == total
+    dims = np.full(total.shape, float(masked_dimensions(gna)))
+    masked = [np.where(fully, 0.0, c) for c in (total, most, fewest)]
+    if kernel.masks == "cut":
+        masked = [total - full, most - most_full, fewest - fewest_full]
+        shares = _outer([1.0 - a["full"] / a["total"] for a in axes], np.add)
+        dims = total * shares / np.maximum(masked[0], 1.0)
+    dense = float(prod(-(-n // k) for n, k in zip(gna.layout, pair.kv, strict=True)))
+    run = RunTiles(
+        q_tiles, total, masked[0], most, masked[1], fewest, masked[2], dims, total / (q_tiles * dense)
+    )  # fmt: skip
+    found = attention_times(problem, gpu, kernel, prod(pair.q), prod(pair.kv), run)
+    grid = np.meshgrid(*strides, indexing="ij")
+    stride = np.stack([g.ravel() for g in grid], axis=1).astype(np.int64)
+    permute = permute_seconds(problem, gpu, kernel, pair.q, pair.kv)
+    return Strides(pair, stride, dense / most, q_tiles * dense / total, fully, found.time_s, permute)
+
+
+_FIELDS = ("q_tiles", "total", "full", "uncut", "most", "most_full", "fewest", "fewest_full")
+
+
+def stride_choices(gna: Gna) -> list[list[int]]:
+    """The strides that a sweep tries, per dimension; the asked ones always among them."""
+    all_of_them = prod(gna.window) <= MOST_STRIDES
+    found = []
+    for window, asked in zip(gna.window, gna.stride, strict=True):
+        few = {2**k for k in range(window.bit_length())} | {asked, window}
+        few |= {window // k for k in range(1, min(window, 1024) + 1) if window % k == 0}
+        found.append([*range(1, window + 1)] if all_of_them and window <= ALL_STRIDES else sorted(few))
+    return found
+
+
+def _axis(gna: Gna, d: int, strides: Sequence[int], pair: TilePair, tiling: str) -> dict[str, Array]:
+    """The counts of one dimension for every stride."""
+    rows = [axis_tiles(_with_stride(gna, d, s), d, pair.q[d], pair.kv[d], tiling) for s in strides]
+    return {name: np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in _FIELDS}
+
+
+def _with_stride(gna: Gna, d: int, stride: int) -> Gna:
+    return replace(gna, stride=(*gna.stride[:d], stride, *gna.stride[d + 1 :]))
+
+
+def _outer(columns: Sequence[Array], combine: np.ufunc = np.multiply) -> Array:
+    """All combinations of one entry per dimension, combined; the last dimension fastest."""
+    found = columns[0]
+    for column in columns[1:]:
+        found = combine.outer(found, column).ravel()
+    return found
+
+
+def _nearest(
+    problem: Problem, gpu: Gpu, kernel: GnaKernel, swept: Sequence[Strides], asked: Shape
+) -> tuple[Choice, ...]:  # fmt: skip
+    """Fully block-sparse strides in order of distance, then of time."""
+    found: dict[Shape, tuple[float, float, TilePair]] = {}
+    for s in swept:
+        for stride, time in zip(s.stride[s.fully].tolist(), s.time_s[s.fully].tolist(), strict=True):
+            key = tuple(stride)
+            distance = sum(abs(log2(a / b)) for a, b in zip(key, asked, strict=True))
+            found[key] = min(found.get(key, (distance, np.inf, s.tiles)), (distance, time + s.permute_s, s.tiles), key=_by)
+    best = sorted(found.items(), key=lambda item: item[1][:2])[:NEAR]
+    return tuple(_at(problem, gpu, kernel, stride, entry[2]) for stride, entry in best)
+
+
+def _by(entry: tuple[float, float, TilePair]) -> tuple[float, float]:
+    return entry[:2]
+
+
+def _front(problem: Problem, gpu: Gpu, kernel: GnaKernel, swept: Sequence[Strides]) -> tuple[Choice, ...]:
+    """From sliding windows on: each next entry shares more queries and is faster than all before, by 1 % or more."""
+    total = np.stack([s.time_s + s.permute_s for s in swept])
+    pick = total.argmin(axis=0)
+    least, stride = total.min(axis=0), swept[0].stride
+    shared = stride.prod(axis=1)
+    kept: list[tuple[Shape, TilePair]] = []
+    best = np.inf
+    for i in np.lexsort((least, shared)).tolist():
+        if least[i] < 0.99 * best:
+            best = float(least[i])
+            kept.append((tuple(stride[i].tolist()), swept[int(pick[i])].tiles))
+    return tuple(_at(problem, gpu, kernel, stride, pair) for stride, pair in kept)
+
+
+def _at(problem: Problem, gpu: Gpu, kernel: GnaKernel, stride: Shape, pair: TilePair) -> Choice:
+    return choice(replace(problem, gna=replace(problem.gna, stride=stride)), gpu, kernel, pair)
+
+
+def over_windows(
+    problem: Problem, gpu: Gpu, kernel: GnaKernel, pairs: Sequence[TilePair], steps: int = 8
+) -> tuple[Choice, ...]:
+    """Windows of k/steps of every dimension, each with stride 1, the asked stride and the fastest one, best tiles."""
+    made: list[Choice] = []
+    for window in _windows(problem.gna, pairs[0].kv, steps):
+        asked = tuple(min(s, w) for s, w in zip(problem.gna.stride, window, strict=True))
+        gna = replace(problem.gna, window=window, stride=(1,) * len(window))
+        case = replace(problem, gna=gna)
+        swept = [all_strides(case, gpu, kernel, pair) for pair in pairs]
+        fastest = min(swept, key=lambda s: float(s.time_s.min()))
+        best = tuple(fastest.stride[int(fastest.time_s.argmin())].tolist())
+        for stride in dict.fromkeys((gna.stride, asked, best)):
+            at = replace(case, gna=replace(gna, stride=stride))
+            made.append(best_tiles(at, gpu, kernel, pairs)[0])
+    return tuple(made)
+
+
+def _windows(gna: Gna, kv_tile: Shape, steps: int) -> list[Shape]:
+    """k/steps of every dimension, in whole KV tiles, at least 2 and within what dilation allows."""
+    found = []
+    for k in range(1, steps + 1):
+        window = []
+        for n, d, t in zip(gna.layout, gna.dilation, kv_tile, strict=True):
+            most = n // d
+            window.append(max(2, min(most, -(-most * k // (steps * t)) * t)))
+        found.append(tuple(window))
+    return list(dict.fromkeys(found))
+
