@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,12 @@ class FaultyBench:
         if fault == "exception":
             raise ValueError("something else")
         return (true_time_s(configuration),) * 3
+
+    def race(self, configurations: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...]]:
+        return [self.time(c) for c in configurations]
+
+    def about(self) -> Mapping[str, Any]:
+        return {"device": "faulty"}
 
 
 def name_of(configuration: Mapping[str, Any]) -> str:

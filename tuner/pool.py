@@ -17,7 +17,8 @@ from einsight.tuner.surrogate import Surrogate
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-FIRST, FIRST_WITH_PRIOR = 16, 8  # measurements before the model is asked
+FIRST, FIRST_WITH_PRIOR = 16, 16  # measurements before the model is asked
+OWN, OWN_WITH_PRIOR = 0.01, 0.1  # expected share of single configurations' deviations; a prior errs on single ones too
 REFIT = 10  # measurements between two fits of the hyperparameters, at least; a tenth of what was seen, beyond 100
 ALIKE = 2  # of the first batch, at most this many that differ from a candidate in a single parameter
 ONE_THREAD = ThreadpoolController()  # the matrices are small: a second BLAS thread costs more than it brings
@@ -42,7 +43,7 @@ class Pool:
         self._prior = prior
         self._seen: dict[int, float | None] = {}
         self._pending: set[int] = set()
-        self._surrogate = Surrogate(coordinates if features is None else features)
+        self._surrogate = Surrogate(coordinates if features is None else features, OWN if prior is None else OWN_WITH_PRIOR)
         self._modelled: list[int] = []  # rows in the surrogate, in order; a pending one keeps its place without a value
         self._believed: set[int] = set()
         self._refit_at = 0

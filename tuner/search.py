@@ -295,9 +295,9 @@ def open_study(name: str, storage: str | Path | None, chosen: BaseSampler) -> St
         if not str(storage).startswith(("postgresql://", "postgresql+")):
             raise SearchError(f"--storage: got {str(storage).split('://')[0]}://..., expected a journal file or postgresql://")
         try:
-            kept = optuna.storages.RDBStorage(str(storage), skip_compatibility_check=False)
+            kept = optuna.storages.RDBStorage(str(storage).replace("postgresql://", "postgresql+psycopg2://", 1))
         except ImportError as error:
-            raise SearchError(f"--storage: {error}; install psycopg2-binary") from None
+            raise SearchError("--storage: no psycopg2; install the extra `tune`: pip install 'einsight[tune]'") from error
         except Exception as error:
             first = str(error).strip().splitlines()[0]
             raise SearchError(f"--storage: the database does not answer: {first}") from None

@@ -21,7 +21,7 @@ SQRT5 = float(np.sqrt(5.0))
 JITTER = 1e-6  # relative to the signal variance, for the Cholesky factor
 BOUND = 4.0  # |log| of length scales and of the signal variance
 LENGTH_SPREAD, SIGNAL_SPREAD = 1.0, 1.0  # standard deviations of the priors of their logarithms
-OWN_CENTRE, OWN_SPREAD = float(np.log(1e-2)), 1.5  # of the logarithm of the deviation that each configuration has alone
+OWN_SPREAD = 1.5  # likewise, of the variance of the deviation that each configuration has alone
 
 
 class Surrogate:
@@ -30,13 +30,14 @@ class Surrogate:
     mean, variance   [N], of what a measurement of each configuration would show, its own deviation included
     """
 
-    def __init__(self, coordinates: Floats) -> None:
-        """coordinates [N, P] in [0, 1]."""
+    def __init__(self, coordinates: Floats, own: float = 0.01) -> None:
+        """coordinates [N, P] in [0, 1]; own: the expected share of each configuration's own deviation in the variance."""
         self.coordinates = coordinates
+        self._own_centre = float(np.log(own))
         dimensions = coordinates.shape[1]
         # Distances grow with the root of the number of dimensions, and length scales with them (Hvarfner et al. 2024).
         self._length_centre = float(np.log(0.5 * np.sqrt(dimensions)))
-        self._theta = np.r_[np.full(dimensions, self._length_centre), 0.0, OWN_CENTRE]
+        self._theta = np.r_[np.full(dimensions, self._length_centre), 0.0, self._own_centre]
         self._rows: list[int] = []
         self.mean = np.zeros(len(coordinates))
         self.variance = np.ones(len(coordinates))
@@ -110,7 +111,7 @@ class Surrogate:
         gradient[:dimensions] = -2 * weights * (squares.reshape(dimensions, -1) @ by_square.ravel())
         gradient[dimensions] = float((slope * signal * shape).sum())
         gradient[dimensions + 1] = own * float(np.trace(slope))
-        centre = np.r_[np.full(dimensions, self._length_centre), 0.0, OWN_CENTRE]
+        centre = np.r_[np.full(dimensions, self._length_centre), 0.0, self._own_centre]
         spread = np.r_[np.full(dimensions, LENGTH_SPREAD), SIGNAL_SPREAD, OWN_SPREAD]
         z = (theta - centre) / spread
         return loss + 0.5 * float(z @ z), gradient + z / spread

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from einsight.tuner.store import Store, ranked
 TIED = 1.0  # times the noise: configurations this close to the best are told as tied
 LEAST_NOISE = 2e-3  # relative; a device never repeats itself better than this
 PATIENCE = 3  # proposals in a row that promise less than the noise end the search
+RECLAIM_EVERY_S = 1.0  # how often the study is searched for what dead workers left
 FINALISTS = 4  # at most this many are raced, if they are within FINALISTS_WITHIN of the best
 FINALISTS_WITHIN = 0.03
 
@@ -96,7 +98,6 @@ def tune(
     """
     outcome = Tuned(search.space)
     outcome.resumed = _take_over(search, store, outcome)
-    search.reclaim()
     queue: Queue = {}
     threads = ThreadPoolExecutor(max(1, ahead))
     try:
@@ -133,9 +134,12 @@ def _loop(
     search: Search, device: Device, store: Store, budget: int, ahead: int, stop_early: bool,
     each: Callable[[Progress], None], outcome: Tuned, queue: Queue, threads: ThreadPoolExecutor,
 ) -> str:  # fmt: skip
-    calm, ended = 0, ""
+    calm, ended, looked = 0, "", 0.0
     while True:
         while not ended and len(queue) < max(1, ahead):
+            if time.monotonic() - looked > RECLAIM_EVERY_S:
+                search.reclaim()
+                looked = time.monotonic()
             if search.begun() >= budget:
                 ended = "the budget is spent"
             elif (asked := search.ask()) is None:

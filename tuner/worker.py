@@ -1,17 +1,14 @@
 """A device in a process of its own: every phase has a time limit, and whatever happens in there becomes a status.
 
-    python -m einsight.tuner.worker MODULE:FACTORY        (started by `Worker`; speaks JSON lines)
-
-The child calls FACTORY(**arguments) once and then, for every configuration, the phases `compile`, `check` and `time` of
+The child (serve.py) calls a factory once and then, for every configuration, the phases `compile`, `check` and `time` of
 what it returned. An illegal memory access loses the GPU context and a hang loses the process: both end the child, and
-the next configuration gets a new one. A child process of a command line needs no `if __name__ == "__main__"` in the
-caller's script, which `multiprocessing` would.
+the next configuration gets a new one. A command line of its own asks nothing of the caller's script, which
+`multiprocessing` would (a guarded `__main__`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import selectors
@@ -19,22 +16,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from einsight.tuner.record import Status
 
 PHASES = ("compile", "check", "time")
 START_S = 120.0  # importing torch and making the inputs
-LIMITS_S: Mapping[str, float] = {"start": START_S, "compile": 90.0, "check": 30.0, "time": 30.0}
+LIMITS_S: Mapping[str, float] = {"start": START_S, "compile": 90.0, "check": 30.0, "time": 30.0, "race": 120.0}
 CRASHES = 2  # a configuration whose process dies without a word is tried this often before it counts as failed
-
-FATAL = ("illegal memory access", "misaligned address", "unspecified launch failure", "illegal instruction")
-"""What a lost GPU context says; nothing more can run in that process."""
-SHORT_OF = ("OutOfResources", "OutOfMemoryError")
-NOT_COMPILED = ("CompilationError", "CompileTimeAssertionFailure", "PTXASError", "UnsupportedLanguageConstruct")
 
 
 class WrongResult(ArithmeticError):  # noqa: N818  (an outcome, not a mistake)
@@ -46,13 +38,21 @@ class WrongResult(ArithmeticError):  # noqa: N818  (an outcome, not a mistake)
 
 
 class Bench(Protocol):
-    """What a factory returns. Each phase may raise; `check` raises WrongResult, `time` returns samples in seconds."""
+    """What a factory returns. Each phase may raise; `check` raises WrongResult, `time` returns samples in seconds.
+
+    race    several configurations in turns, samples of each in the order given
+    about   JSON values that describe the device
+    """
 
     def compile(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]: ...
 
     def check(self, configuration: Mapping[str, Any]) -> tuple[float, float]: ...
 
     def time(self, configuration: Mapping[str, Any]) -> tuple[float, ...]: ...
+
+    def race(self, configurations: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...]]: ...
+
+    def about(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Worker:
     """One child process, started on first use and again after it was lost. Use as a context manager.
 
     factory     "module:function" that makes a Bench from `arguments` (JSON values) in the child
-    limits_s    seconds per phase: start, compile, check, time
+    limits_s    seconds per phase: start, compile, check, time, race
+    about       what the child says of its device, once it has started
     visible     CUDA_VISIBLE_DEVICES of the child; None leaves it as it is
     """
 
@@ -81,6 +82,7 @@ class Worker:
     limits_s: Mapping[str, float] = field(default_factory=lambda: dict(LIMITS_S))
     visible: str | None = None
     starts: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = None
     _unread: bytes = b""
 
@@ -89,6 +91,20 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def start(self) -> Mapping[str, Any]:
+        """Start the child and return what it says of its device. Raises WorkerError when it cannot serve."""
+        problem = self._ready()
+        if problem is not None:
+            raise WorkerError(problem.reason or "the process ended before it was ready")
+        return self.about
+
+    def race(self, configurations: Sequence[Mapping[str, Any]]) -> list[Attempt]:
+        """Several configurations in turns; each an Attempt, all with the same status when something goes wrong."""
+        attempt = self._once({"race": [dict(c) for c in configurations]}) or Attempt(Status.FAILED, "race: the process ended")
+        if attempt.status is not Status.OK:
+            return [attempt] * len(configurations)
+        return [Attempt(Status.OK, samples_s=tuple(samples)) for samples in attempt.resources["samples_s"]]
 
     def run(self, configuration: Mapping[str, Any]) -> Attempt:
         """All phases of one configuration. Never raises for what the configuration does."""
@@ -110,7 +126,7 @@ class Worker:
             self._process.stdin.flush()
         except (BrokenPipeError, OSError):
             return None
-        phase = PHASES[0]
+        phase = "race" if "race" in configuration else PHASES[0]
         while True:
             told = self._line(self.limits_s[phase])
             if told is None:
@@ -139,6 +155,7 @@ class Worker:
         if "refused" in told:
             self.stop()
             raise WorkerError(told["refused"])
+        self.about = told.get("about", {})
         return None if told else Attempt(Status.FAILED)
 
     def _start(self) -> None:
@@ -150,7 +167,7 @@ class Worker:
         self._unread = b""
         self.starts += 1
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "einsight.tuner.worker", self.factory, json.dumps(dict(self.arguments))],
+            [sys.executable, "-m", "einsight.tuner.serve", self.factory, json.dumps(dict(self.arguments))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True,
         )  # fmt: skip  # a session of its own: a kill reaches the compilers that it started, Ctrl-C does not reach it
 
@@ -192,61 +209,3 @@ class WorkerError(RuntimeError):
 
 def _signal(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
-
-
-def main(factory: str, arguments: str) -> None:
-    """The child: answers on what was stdout; prints of kernels and libraries go to stderr."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    module, _, function = factory.partition(":")
-    try:
-        bench: Bench = getattr(importlib.import_module(module), function)(**json.loads(arguments))
-    except Exception as error:
-        return _say(answers, {"refused": f"{type(error).__name__}: {error}"})
-    _say(answers, {"ready": True})
-    for line in sys.stdin:
-        told = attempt(bench, json.loads(line), lambda phase: _say(answers, {"phase": phase}))
-        _say(answers, told)
-        if told.get("lost"):
-            return None
-    return None
-
-
-def attempt(bench: Bench, configuration: Mapping[str, Any], phase: Any = lambda name: None) -> dict[str, Any]:
-    """Every phase of one configuration in this process; the outcome as JSON values. `lost`: nothing more can run here."""
-    known: dict[str, Any] = {}
-    current = PHASES[0]
-    try:
-        phase(current)
-        known["resources"] = dict(bench.compile(configuration))
-        phase(current := "check")
-        known["error"], known["error_allowed"] = bench.check(configuration)
-        phase(current := "time")
-        return known | {"status": Status.OK.value, "samples_s": list(bench.time(configuration))}
-    except WrongResult as wrong:
-        known["error"] = wrong.error if abs(wrong.error) < float("inf") else None
-        return known | {"status": Status.INCORRECT.value, "reason": str(wrong), "error_allowed": wrong.allowed}
-    except Exception as error:
-        return known | _classified(error, current)
-
-
-def _classified(error: Exception, phase: str) -> dict[str, Any]:
-    """The status of an exception, by the names that CUDA, torch and Triton use; never swallowed, always with its text."""
-    reason = f"{phase}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    names = {c.__name__ for c in type(error).__mro__}
-    if any(text in str(error) for text in FATAL):
-        return {"status": Status.ILLEGAL_ACCESS.value, "reason": reason, "lost": True}
-    if names & set(SHORT_OF):
-        return {"status": Status.OUT_OF_RESOURCES.value, "reason": reason}
-    if names & set(NOT_COMPILED) or phase == "compile":
-        return {"status": Status.COMPILE_FAILED.value, "reason": reason}
-    return {"status": Status.FAILED.value, "reason": reason}
-
-
-def _say(answers: IO[str], message: Mapping[str, Any]) -> None:
-    answers.write(json.dumps(message) + "\n")
-    answers.flush()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
