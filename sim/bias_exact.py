@@ -67,9 +67,9 @@ def alibi_slopes(heads: int) -> Array:
     """2^(-8h/H) for h = 1..H, H a power of two. Otherwise the authors' rule: the slopes of the power of two below, then
     every second slope of the one above."""
     below = 2 ** (heads.bit_length() - 1)
-    slopes = 2.0 ** (-8.0 * np.arange(1, below + 1) / below)
+    slopes = np.exp2(-8.0 * np.arange(1, below + 1) / below)
     if below == heads:
-        return slopes
+        return np.asarray(slopes)
     return np.concatenate([slopes, alibi_slopes(2 * below)[0::2][: heads - below]])
 
 

@@ -1,7 +1,8 @@
 """Biases like those of published models, made up from a seed: nothing is downloaded, and the shapes are the real ones.
 
-Swin V2's continuous position bias: Liu et al. 2022, arXiv 2111.09883, section 3.3. Pair bias of triangle attention: AlphaFold 2,
-Jumper et al. 2021, algorithm 13. Buckets of relative positions: T5, Raffel et al. 2020, arXiv 1910.10683, section 2.1.
+Swin V2's continuous position bias: Liu et al. 2022, arXiv 2111.09883, section 3.3. Pair bias of triangle attention:
+AlphaFold 2, Jumper et al. 2021, algorithm 13. Buckets of relative positions: T5, Raffel et al. 2020, arXiv 1910.10683,
+section 2.1.
 """
 
 from __future__ import annotations

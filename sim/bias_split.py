@@ -44,7 +44,7 @@ def rounded(values: ArrayLike, dtype: str) -> Array:
     _, exponent = np.frexp(exact)
     step = np.exp2(np.maximum(exponent - 1, form.least_exponent) - (form.significant - 1))
     near = np.round(exact / step) * step
-    return np.where(np.abs(near) > form.largest, np.copysign(np.inf, near), near)
+    return np.asarray(np.where(np.abs(near) > form.largest, np.copysign(np.inf, near), near))
 
 
 def ulp(values: ArrayLike, dtype: str) -> Array:
@@ -55,7 +55,7 @@ def ulp(values: ArrayLike, dtype: str) -> Array:
 
 
 def digits(values: ArrayLike, dtype: str) -> tuple[NDArray[np.int64], ...]:
-    """Signed digits, lowest first: values = sum of digit_k * base^k, every digit at most the base in size: exact in the type."""
+    """Signed digits, lowest first: values = sum of digit_k * base^k, each at most the base in size: exact in the type."""
     base = _format(dtype).base
     rest = np.asarray(values, dtype=np.int64)
     found: list[NDArray[np.int64]] = []

@@ -11,7 +11,6 @@ reached. The whole energy is known beforehand, as the sum of squares of the matr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,7 +49,7 @@ class Decomposition:
     @property
     def most(self) -> int:
         """The rank that the matrix can have."""
-        return min(len(self.left), self.right.shape[1])
+        return min(len(self.left), int(self.right.shape[1]))
 
     @property
     def complete(self) -> bool:
@@ -67,7 +66,7 @@ class Decomposition:
         if not self.energy:
             return 0
         captured = self.captured()
-        rounding = 4 * np.finfo(self.left.dtype).eps * self.most
+        rounding = 4 * float(np.finfo(self.left.dtype).eps) * self.most
         reached = np.nonzero(captured >= min(energy, 1.0 - rounding))[0]
         return int(reached[0]) + 1 if len(reached) else (self.most if self.complete else None)
 
@@ -143,7 +142,7 @@ def decompose(matrix: Matrix, energy: float, centred: bool, least: int = 1, most
     if total <= (np.finfo(matrix.dtype).eps * max(np.abs(means).max(), np.abs(matrix).max())) ** 2 * matrix.size:
         total = 0.0  # a matrix of equal rows' elements: only the rounding of the mean is left
     number = max(FIRST, least)
-    cap = min(side, most or (side if side <= WHOLE else MOST))
+    cap = min(side, most or _cap(matrix))
     while True:
         number = min(number, cap)
         if 4 * number > side and side <= WHOLE:
@@ -156,6 +155,12 @@ def decompose(matrix: Matrix, energy: float, centred: bool, least: int = 1, most
         number *= GROWTH
 
 
+def _cap(matrix: Matrix) -> int:
+    """Triplets of this matrix at most."""
+    side = min(matrix.shape)
+    return side if side <= WHOLE else MOST
+
+
 def _sum_of_squares(matrix: Matrix, means: Array) -> float:
     """Of matrix - means, a block of rows at a time: a 16k x 16k matrix is not copied."""
     blocks = range(0, len(matrix), 1024)
@@ -164,13 +169,13 @@ def _sum_of_squares(matrix: Matrix, means: Array) -> float:
 
 def _leading(matrix: Matrix, means: Array, number: int) -> tuple[Matrix, Array, Matrix]:
     """The leading `number` triplets of matrix - means, without forming the difference."""
-    means = means.astype(matrix.dtype)[:, None]
+    column = means.astype(matrix.dtype)[:, None]
 
     def times(x: Matrix) -> Matrix:
-        return np.asarray(matrix @ x - means * x.sum(axis=0))
+        return np.asarray(matrix @ x - column * x.sum(axis=0))
 
     def transposed(y: Matrix) -> Matrix:
-        return np.asarray(matrix.T @ y - (means.T @ y))
+        return np.asarray(matrix.T @ y - column.T @ y)
 
     width = min(number + OVERSAMPLED, *matrix.shape)
     start = np.random.default_rng(0).standard_normal((matrix.shape[1], width)).astype(matrix.dtype)
@@ -278,43 +283,38 @@ def approximate_rows(head: Decomposition, rank: int, rows: NDArray[np.integer]) 
 def factorise_to_output(
     bias: ArrayLike, error: float, probe: Probe, centred: bool = True, most: int | None = None
 ) -> Factorised:
-    """Every head to the least rank whose attention output, on the probe, is within `error` (relative, Frobenius).
-
-    The error falls with the rank but for its last digits, so the least rank is found by halving.
-    """
+    """Every head to the least rank whose attention output, on the probe, is within `error` (relative, Frobenius)."""
     if not 0.0 < error < np.inf:
         raise BiasError("output error", f"{error:g}", "a relative error above 0, such as 0.01")
-    found = [_to_output(m, error, probe, centred, most) for m in checked(bias)]
+    found = [to_output(m, error, probe, centred, most) for m in checked(bias)]
     return Factorised(tuple(h for h, _ in found), tuple(r for _, r in found))
 
 
-def _to_output(
-    matrix: Matrix, error: float, probe: Probe, centred: bool, most: int | None
+def to_output(
+    matrix: Matrix, error: float, probe: Probe, centred: bool, most: int | None = None
 ) -> tuple[Decomposition, int | None]:
+    """One head [M, N] decomposed far enough for the error, and the rank; None where `most` triplets are not enough."""
     true = matrix[probe.rows].astype(np.float64)
     head = decompose(matrix, 0.9, centred, most=most)
+    while (rank := least_rank(head, true, error, probe, len(matrix))) is None and not head.complete:
+        number = GROWTH * len(head.singular)
+        wider = decompose(matrix, 1.0, centred, least=number, most=min(number, most or _cap(matrix)))
+        if len(wider.singular) <= len(head.singular):
+            break
+        head = wider
+    return head, rank
+
+
+def least_rank(head: Decomposition, true: Array, error: float, probe: Probe, queries: int) -> int | None:
+    """The least rank whose output is within the error, by halving: the error falls with the rank but for its last digits."""
 
     def fits(rank: int) -> bool:
-        return probe.error(true, approximate_rows(head, rank, probe.rows), len(matrix)) <= error
+        return probe.error(true, approximate_rows(head, rank, probe.rows), queries) <= error
 
-    while not fits(len(head.singular)):
-        wider = decompose(matrix, 1.0, centred, least=len(head.singular) * GROWTH, most=len(head.singular) * GROWTH)
-        if head.complete or len(wider.singular) == len(head.singular) or (most and len(wider.singular) > most):
-            return head, None
-        head = wider
     low, high = 0, len(head.singular)
+    if not fits(high):
+        return None
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return head, low
-
-
-def stacked(parts: Iterable[Factorised]) -> Factorised:
-    """Several layers as one, their heads in order."""
-    every = tuple(parts)
-    return Factorised(tuple(h for p in every for h in p.heads), tuple(r for p in every for r in p.ranks))
-
-
-def with_ranks(found: Factorised, ranks: Iterable[int | None]) -> Factorised:
-    """The same heads at other ranks."""
-    return replace(found, ranks=tuple(ranks))
+    return low

@@ -58,6 +58,7 @@ class BiasTimes:
     """Predictions on one target.
 
     low_rank           the faster of the two forms at this rank; `form` names it
+    computed           the bias made in the kernel from positions or a table, where its kind allows that
     break_even_rank    the largest rank, every smaller one included, at which factors beat the matrix; 0 when none does
     capped             the search ended there: no rank that the shape can have is slower
     curve              (rank, seconds) of the faster form, up to and past the break-even
@@ -68,6 +69,7 @@ class BiasTimes:
     none: Prediction
     dense: Prediction
     forms: Mapping[str, Prediction]
+    computed: Prediction | None
     break_even_rank: int
     capped: bool
     curve: tuple[tuple[int, float], ...]
@@ -96,6 +98,7 @@ class BiasTimes:
             "none_s": self.none.time_s,
             "dense_s": self.dense.time_s,
             "low_rank_s": self.low_rank.time_s,
+            "computed_s": None if self.computed is None else self.computed.time_s,
             "form": self.form,
             "forms_s": {name: p.time_s for name, p in self.forms.items()},
             "rank": self.rank,
@@ -107,8 +110,15 @@ class BiasTimes:
         }
 
 
-def bias_times(plain: Workload, rank: int, target: str, kind: str = "dense_bias", mapping: Tiles | None = None) -> BiasTimes:
-    """Times of the workload without a bias, with the matrix and with factors of `rank`. Raises what `predict` raises."""
+def bias_times(
+    plain: Workload, rank: int, target: str, kind: str = "dense_bias", computed: Addition | None = None,
+    mapping: Tiles | None = None,
+) -> BiasTimes:  # fmt: skip
+    """Times of the workload without a bias, with the matrix and with factors of `rank`. Raises what `predict` raises.
+
+    kind      fragment that reads the matrix (`dense_kind`)
+    computed  fragment that makes the bias in the kernel
+    """
 
     def at(workload: Workload) -> Prediction:
         return predict(workload, target, mapping=mapping)
@@ -122,7 +132,8 @@ def bias_times(plain: Workload, rank: int, target: str, kind: str = "dense_bias"
     curve = list(_until_slower(time, dense.time_s, most))
     best = _break_even(time, dense.time_s, curve)
     forms = {name: at(form(plain, rank)) for name, form in FORMS.items()}
-    return BiasTimes(target, rank, at(plain), dense, forms, best, best == most, tuple(curve))
+    made = None if computed is None else at(replace(plain, name=f"{plain.name}, computed", bias=(computed, *plain.bias)))
+    return BiasTimes(target, rank, at(plain), dense, forms, made, best, best == most, tuple(curve))
 
 
 def _until_slower(time: Callable[[int], float], limit: float, most: int) -> Iterator[tuple[int, float]]:
