@@ -116,8 +116,9 @@ class ParetoRow:
 
 
 def length(text: str) -> int:
-    """`24K` as a number of tokens."""
-    return SEQUENCES.get(text) or int(text[:-1]) * {"K": 2**10, "M": 2**20}[text[-1]]
+    """`24K` or `1000` as a number of tokens."""
+    scale = {"K": 2**10, "M": 2**20}.get(text[-1:], 1)
+    return int(text if scale == 1 else text[:-1]) * scale
 
 
 def attention(
@@ -290,19 +291,20 @@ def published_layers(folder: Path) -> dict[tuple[str, str, str], Mapping[str, fl
 
 def published_pareto(folder: Path) -> dict[tuple[str, int], Mapping[str, float]]:
     """(model, side) -> columns of the artifact's table of arrays."""
-    found = _read(folder / "pareto.csv")
+    found = read_table(folder / "pareto.csv")
     return {(str(row["model"]), int(row["PE_dim"])): _numbers(row) for row in found}
 
 
 def _tables(folder: Path, files: Mapping[str, str]) -> dict[tuple[str, str, str], Mapping[str, float]]:
     found: dict[tuple[str, str, str], Mapping[str, float]] = {}
     for name, file in files.items():
-        for row in _read(folder / f"{file}.csv"):
+        for row in read_table(folder / f"{file}.csv"):
             found[(name, row["model"], row["seq_len"])] = _numbers(row)
     return found
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file as text by column; none where there is no such file."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
