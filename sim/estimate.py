@@ -14,7 +14,7 @@ from einsight.sim.family import Family
 from einsight.sim.gpu import Cases, KernelTime, kernel_time
 from einsight.sim.grid import Tiles, grid_of
 from einsight.sim.hardware import Gpu
-from einsight.sim.mapping import Mapping, choose_splits, choose_tile
+from einsight.sim.mapping import Mapping, choose_splits, choose_tile, tile_lines
 from einsight.sim.mask import Mask
 from einsight.sim.plan import Plan, head_dim, key_bytes, mask_operations, row_bytes
 from einsight.sim.schedule import ONE, ZERO, Array, Flags
@@ -68,6 +68,7 @@ def build_cases(
         persistent=np.full(block_m.shape, persistent), pack=pack, warm=np.full(block_m.shape, warm), tiles=tiles,
         widths=plan.widths, dtype=plan.dtype, touched=touched_keys(mask, full[QUERY], full[KEY]) / full[KEY],
         mask_ops=mask_operations(mask, gpu.architecture),
+        shared_by=_sharing(plan, full, full[QUERY] * heads, family, mapping),
     ), tuple(notes)  # fmt: skip
 
 
@@ -87,6 +88,16 @@ def _tile_choice(
             "its widest row, shrunk until a block fits into shared memory"
         )
     return chosen
+
+
+def _sharing(
+    plan: Plan, sizes: MappingType[str, Array], query_rows: Array, family: Family, mapping: Mapping | None
+) -> Array | float:
+    """Blocks that load each key tile together; a given mapping has no clusters."""
+    if mapping is not None:
+        return 1.0
+    line = tile_lines(family, np.broadcast_to(head_dim(plan, sizes), query_rows.shape), query_rows)
+    return np.array([t.shared_by for t in family.tiles], dtype=np.float64)[line]
 
 
 def _packed(sizes: MappingType[str, Array], family: Family, mapping: Mapping | None, windowed: bool) -> Flags:

@@ -37,7 +37,8 @@ CONSTANTS: Mapping[str, Constant] = {
     "mma_efficiency": Constant("", 0.2, 1.0, "share of the tensor cores' issue slots that dependent products can fill"),
     "unhidden": Constant("", 0.0, 1.0, "share of the smaller resources' cycles that the largest does not hide"),
     "unhidden_memory": Constant("", 0.0, 1.0, "share of the smaller of compute and memory time that is not hidden"),
-    "vector_per_score": Constant("op", 0.0, 30.0, "fp32-pipe operations per score beside the cascade's (conversions)"),
+    "vector_per_score": Constant("op", 0.0, 12.0, "fp32-pipe operations per score beside the cascade's (conversions)"),
+    "mask_per_score": Constant("op", 0.0, 16.0, "fp32-pipe operations per score of a masked tile beside the mask's own: its loop is not pipelined"),
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
     "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
@@ -56,19 +57,23 @@ CONSTANTS: Mapping[str, Constant] = {
 NEUTRAL: Mapping[str, float] = {
     "sequence_s": 0.0, "split_s": 0.0, "tile_cycles": 0.0, "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
     "joule_per_flop": 0.0, "kv_copy": 0.0, "q_copy": 0.0, "regroup_s": 0.0, "token_cycles": 0.0,
-    "uneven_s": 0.0,
+    "uneven_s": 0.0, "mask_per_score": 0.0,
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Block shape for head dimensions up to `head_dim` and, where given, up to `rows` query rows of one head."""
+    """Block shape for head dimensions up to `head_dim` and, where given, up to `rows` query rows of one head.
+
+    shared_by  blocks of a cluster that load each key tile together (multicast, products of two SMs)
+    """
 
     head_dim: int
     block_m: int
     block_n: int
     rows: int | None = None
+    shared_by: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +212,15 @@ def _folder() -> Path:
     return Path(str(files("einsight.sim"))) / "families"
 
 
+def family_file(name: str) -> Path:
+    """Where a family is or would be written: the shipped one of that name, or the file that the name already is."""
+    return Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
+
+
 @lru_cache(maxsize=64)
 def load_family(name: str) -> Family:
     """The shipped family of that name, or the one in a file. Raises SpecError with file, line and place."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
+    path = family_file(name)
     if path.parent == _folder() and name not in names():
         raise SpecError("--target", 0, "family", f'"{name}"', f"one of: {', '.join(names())}", did_you_mean(name, names()))
     return _family(strict_yaml.load(path))
@@ -257,9 +267,10 @@ def _flag(item: Item | None, name: str) -> bool:
 
 
 def _tile(item: Item) -> Tile:
-    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows",))
+    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows", "shared_by"))
     rows = t["rows"].integer(1) if "rows" in t else None
-    return Tile(t["head_dim"].integer(1), t["block_m"].integer(1), t["block_n"].integer(1), rows)
+    shared = t["shared_by"].integer(1) if "shared_by" in t else 1
+    return Tile(t["head_dim"].integer(1), t["block_m"].integer(1), t["block_n"].integer(1), rows, shared)
 
 
 def _split(item: Item) -> SplitRule:

@@ -38,6 +38,7 @@ class Cases:
     widths     bytes per element of every input, output and intermediate
     touched    share of the keys that some query needs
     mask_ops   fp32-pipe operations per score of a masked tile
+    shared_by  blocks of a cluster that load each key tile from L2 together
     """
 
     sizes: Mapping[str, Array]
@@ -53,6 +54,7 @@ class Cases:
     dtype: str
     touched: Array
     mask_ops: float
+    shared_by: Array | float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     swept = [_tile(sweep, at, cases, gpu, family) for sweep in work.sweeps]
     rounds = [np.maximum(t.alone, resident * t.widest) for t in swept]
     per_tile = sum(rounds, ZERO) + family.constant("tile_cycles") * len(swept)
-    masked = cases.mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * resident
+    mask_ops = cases.mask_ops + family.constant("mask_per_score")
+    masked = mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * resident
     fixed = family.constant("block_cycles") + _block_cycles(work, at, cases, gpu, family)
 
     def block(total: Array, border: Array) -> Array:
@@ -124,6 +127,7 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
     loaded = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams), ZERO)
     shared = loaded * (1.0 + np.ceil(cases.block_m / family.operand_rows))
     peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
+    loaded = loaded / cases.shared_by
     peak["L2"] = loaded / arch.l2_bytes_per_cycle.value
     real = {**peak, "tensor cores": peak["tensor cores"] / family.constant("mma_efficiency")}
     widest = reduce(np.maximum, real.values())
@@ -246,14 +250,19 @@ def _row_width(tensor: Tensor, cases: Cases) -> float:
     return float(np.max(elements(tensor, tile_ones(cases))))
 
 
-def _copies(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Array:
-    """Seconds of a framework's own kernels around the attention kernel: they read 16-bit activations and write them as
-    the cache keeps them, from and to L2 while that holds them, else HBM."""
+def copied_bytes(work: KernelWork, cases: Cases, family: Family) -> Array:
+    """Bytes that a framework's own kernels move around the attention kernel: they read 16-bit activations and write them
+    as the cache keeps them."""
     new = np.minimum(cases.sizes[QUERY] / cases.sizes[KEY], 1.0)  # of the keys, those that this call adds
     one_step = [t for t in dict.fromkeys(t for s in work.sweeps for t in s.streams) if QUERY not in t.ranks]
     keys = sum((elements(t, cases.sizes) * new * (2.0 + cases.widths[t.name]) for t in one_step), ZERO)
     rows = sum((elements(t, cases.sizes) * (2.0 + cases.widths[t.name]) for t in work.residents if QUERY in t.ranks), ZERO)
-    moved = family.constant("kv_copy") * keys + family.constant("q_copy") * rows
+    return family.constant("kv_copy") * keys + family.constant("q_copy") * rows
+
+
+def _copies(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Array:
+    """Seconds of those kernels: from and to L2 while that holds the bytes, else HBM, and a writer's threads."""
+    moved = copied_bytes(work, cases, family)
     near = gpu.architecture.l2_bytes_per_cycle.value * gpu.sms.value * gpu.boost_hz.value
     threads = np.minimum(cases.sizes["G"] * head_width(work, cases), WRITER_THREADS) * cases.sizes["B"] * cases.sizes[QUERY]
     writer = family.constant("token_cycles") * threads / (gpu.sms.value * gpu.boost_hz.value)

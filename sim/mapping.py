@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from einsight.sim.family import Family, SplitRule
 from einsight.sim.hardware import Architecture
@@ -111,16 +112,20 @@ def choose_tile(
 
 def _table_tile(family: Family, head_dim: Array, query_rows: Array) -> tuple[Array, Array]:
     """Block shapes by the family's table, for every case."""
-    block_m, block_n = np.zeros_like(head_dim), np.zeros_like(head_dim)
-    pending = np.ones(head_dim.shape, dtype=bool)
-    for line in family.tiles:
-        here = pending & (head_dim <= line.head_dim)
-        if line.rows is not None:
-            here = here & (query_rows <= line.rows)
-        block_m, block_n = np.where(here, line.block_m, block_m), np.where(here, line.block_n, block_n)
-        pending = pending & ~here
-    last = family.tiles[-1]
-    return np.where(pending, last.block_m, block_m), np.where(pending, last.block_n, block_n)
+    line = tile_lines(family, head_dim, query_rows)
+    return (
+        np.array([t.block_m for t in family.tiles], dtype=np.float64)[line],
+        np.array([t.block_n for t in family.tiles], dtype=np.float64)[line],
+    )
+
+
+def tile_lines(family: Family, head_dim: Array, query_rows: Array) -> NDArray[np.int64]:
+    """The line of the tile table that covers each case: the first that does, else the last."""
+    line = np.full(np.broadcast(head_dim, query_rows).shape, len(family.tiles) - 1)
+    for k, tile in reversed(list(enumerate(family.tiles))):
+        here = head_dim <= tile.head_dim
+        line = np.where(here if tile.rows is None else here & (query_rows <= tile.rows), k, line)
+    return line
 
 
 def _fits(family: Family, arch: Architecture, m: Array, n: Array, row_bytes: Array, key_bytes: Array) -> Array:
