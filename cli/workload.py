@@ -135,6 +135,8 @@ def cases(files: Sequence[Path], model: Path | None, shape: Shape) -> list[Case]
         if used and (both := shape.given(*others)):
             first = str(model) if used is model else str(files[0])
             raise CommandError(both[0], f"{both[0]} beside {first}", "either a file or the explicit options")
+    if cascade := next((f for f in files if f.suffix == ".casc"), None):
+        raise CommandError("WORKLOAD.yaml", str(cascade), f"a workload; an algorithm is named by --cascade {cascade}")
     if files:
         return [Case((LayerGroup(w, 1),)) for file in files for w in load_workloads(file)]
     if model is None:

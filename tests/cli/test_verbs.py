@@ -255,6 +255,7 @@ def test_doctor_finds_the_reference_folder(einsight: Einsight, tmp_path: Path, m
         (("--model", "absent.json", "--heads", "4"), "--heads"),
         (("--model", "absent.json", "absent.yaml"), "--model: found 'absent.json beside absent.yaml'"),
         ((), "a workload file, or --model config.json"),
+        (("mine.casc",), "named by --cascade mine.casc"),
         ((*SHAPE, "--target", "H100-SXM"), 'did you mean "h100-sxm"?'),
         ((*SHAPE, "--target", "h100-sxm", "--sweep", "n=1k:4k", "--within", "-3 ms"), "--within: found '-3 ms'"),
         ((*SHAPE, "--target", "h100-sxm", "--sweep", "n=1k:4k", "--within", "3 GB"), "--within: found '3 GB'"),
