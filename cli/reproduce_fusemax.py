@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from einsight.cli import reproduce_search
 from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError, whole
 from einsight.reports import fusemax
@@ -37,6 +38,12 @@ Defects = Annotated[bool, typer.Option("--differences", help="What each of these
 OnArray = Annotated[str | None, typer.Option("--array", metavar="PROFILE", help="Every design on this array.")]
 HeadDim = Annotated[str | None, typer.Option("--head-dim", metavar="E", help="Another head dimension than the model's.")]
 Heads = Annotated[str | None, typer.Option("--heads", metavar="H", help="Another number of heads than the model's.")]
+Search = Annotated[bool, typer.Option("--search", help="Which array shape and buffer is best, past the paper.")]
+Shapes = Annotated[str, typer.Option("--shapes", metavar="64,128x256", help="With --search: rows x columns.")]
+Buffers = Annotated[str, typer.Option("--buffers", metavar="512k,4m", help="With --search: buffers in bytes.")]
+File = Annotated[Path | None, typer.Option("--workload", metavar="FILE.yaml", help="With --search: any workload.")]
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg|png", help="With --search: draw the points.")]
+Ports = Annotated[bool, typer.Option("--buffer-ports", help="With --search: let the buffer's ports limit the speed.")]
 Reference = Annotated[Path | None, typer.Option("--reference", metavar="DIR", help="Folder of the artifact's tables.")]
 
 
@@ -53,6 +60,12 @@ def run(
     head_dim: HeadDim = None,
     heads: Heads = None,
     reference: Reference = None,
+    search: Search = False,
+    shapes: Shapes = "16,32,64,128,256,512",
+    buffers: Buffers = "256k,1m,4m,16m",
+    workload: File = None,
+    plot: Plot = None,
+    buffer_ports: Ports = False,
     as_json: Json = False,
 ) -> None:
     """FuseMax's evaluation recomputed: traffic, latency, energy, utilisation, and the headline means.
@@ -67,6 +80,10 @@ def run(
     folder = reference or Path(os.environ.get("EINSIGHT_REFERENCE", "../shared/reference")) / "fusemax"
     if pareto:
         return _pareto(models, switches, folder, as_csv, as_json)
+    if search:
+        tasks = reproduce_search.workloads(workload, models, [] if seq == "all" else _lengths(seq))
+        targets = [TARGETS[d] for d in _chosen("--design", "binding" if design == "all" else design, TARGETS)]
+        return reproduce_search.run(tasks, targets, array, shapes, buffers, plot, buffer_ports, as_json)
     if differences:
         return _differences(models, _lengths(seq), as_json)
     rows = fusemax.layers(_chosen("--design", design, TARGETS), models, _lengths(seq), switches, array)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from einsight.reports.compare import Comparison
 from einsight.reports.roofline import Point, Roofline
-from einsight.sim.schedule import Array
+from einsight.sim.array_search import Point as ArrayPoint
 from einsight.sim.gna_advice import Choice
+from einsight.sim.schedule import Array
 from einsight.sim.sweep import Curve
 from einsight.sim.units import format_si
 
@@ -224,3 +225,26 @@ def bias_figure(
             ax.grid(which="major", color="#dddddd", linewidth=0.5)
             ax.legend(fontsize=7)
     return figure
+
+
+def arrays_figure(points: Sequence[ArrayPoint], best: Sequence[ArrayPoint], title: str) -> Figure:
+    """Latency against area, log axes, energy as colour; the points that no other beats are ringed and named."""
+    with matplotlib.rc_context(TEXT):
+        figure = Figure(figsize=PANEL_INCHES, layout="constrained")
+        ax = figure.subplots()
+        latency, area, energy = (np.array(column) for column in zip(*(p.costs for p in points), strict=True))
+        marks = ax.scatter(area * 1e-6, latency, c=energy * 1e-12, norm="log", cmap="viridis", s=28, zorder=2)
+        names: dict[str, list[str]] = {}  # arrays of one shape lie close together: one label for all their buffers
+        for point in best:
+            seconds, um2, _ = point.costs
+            ax.scatter([um2 * 1e-6], [seconds], s=90, facecolors="none", edgecolors="#b02020", zorder=3)
+            names.setdefault(point.shape, []).append(point.array.buffer_bytes.text)
+        for point in {p.shape: p for p in reversed(best)}.values():
+            text = f"{point.shape}, {' or '.join(names[point.shape])}"
+            place = (point.costs[1] * 1e-6, point.costs[0])
+            ax.annotate(text, place, xytext=(8, 5), textcoords="offset points", fontsize=7)
+        ax.margins(x=0.25)
+        ax.set(xscale="log", yscale="log", xlabel="area, mm\u00b2", ylabel="latency, s", title=title)
+        ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
+        figure.colorbar(marks, ax=ax, label="energy, J")
+        return figure

@@ -16,10 +16,9 @@ from statistics import geometric_mean, mean
 from einsight.sim.array import Run, run
 from einsight.sim.array_case import ARTIFACT
 from einsight.sim.array_design import load_design
-from einsight.sim.array_hardware import Array
+from einsight.sim.array_hardware import Array, load_array
 from einsight.sim.array_linear import LinearRun, encoder_layer, run_linear
 from einsight.sim.array_search import resized
-from einsight.sim.hardware import load_hardware
 from einsight.sim.workload import Workload
 
 BATCH = 64
@@ -134,7 +133,7 @@ def attention(
 @lru_cache(maxsize=8192)
 def _attention(name: str, model: Model, seq_len: str, replicate: frozenset[str], array: str | None) -> Row:
     profile, _, design = TARGETS[name].partition(":")
-    found = _run(model, seq_len, _array(array or profile), design, replicate)
+    found = _run(model, seq_len, load_array(array or profile), design, replicate)
     return _row(name, model, seq_len, found)
 
 
@@ -154,12 +153,6 @@ def _row(name: str, model: Model, seq_len: str, found: Run) -> Row:
     )  # fmt: skip
 
 
-def _array(profile: str) -> Array:
-    found = load_hardware(profile)
-    assert isinstance(found, Array), f"{profile} is a GPU"
-    return found
-
-
 def layers(
     designs: Iterable[str] = tuple(TARGETS), models: Iterable[Model] = tuple(MODELS.values()),
     sequences: Iterable[str] = tuple(SEQUENCES), replicate: frozenset[str] = frozenset(), array: str | None = None,
@@ -176,7 +169,7 @@ def linear(profile: str, model: Model, seq_len: str, replicate: frozenset[str]) 
     """The six matrix products around attention on one array."""
     tokens = BATCH * length(seq_len)
     products = encoder_layer(tokens, model.width, model.heads, model.head_dim, model.feed_forward)
-    return run_linear(products, _array(profile), replicate)
+    return run_linear(products, load_array(profile), replicate)
 
 
 def pareto(
@@ -194,7 +187,7 @@ def _sized(model: Model, side: int, replicate: frozenset[str]) -> ParetoRow:
     tiles = 2 * max(1, side // model.head_dim)
     buffer = 16 * side * model.head_dim * max(1, tiles // (2**18 // side))
     while True:
-        array = resized(_array(profile), side, buffer, 2 * tiles, 8 * tiles)
+        array = resized(load_array(profile), side, buffer, 2 * tiles, 8 * tiles)
         found = _run(model, SIDES_SEQUENCE, array, design, replicate)
         if found.bounds_s["DRAM"] <= found.bounds_s["1-D array"]:
             break

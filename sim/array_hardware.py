@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from einsight.sim import strict_yaml
-from einsight.sim.hardware import DTYPES, KINDS, OPERATOR_CLASSES, PHASES, PROFILES, Quantity, quantity
-from einsight.sim.strict_yaml import Item
+from einsight.sim.hardware import DTYPES, KINDS, OPERATOR_CLASSES, PHASES, PROFILES, Quantity, load_hardware, quantity
+from einsight.sim.strict_yaml import Item, SpecError
 from einsight.sim.units import COUNT
 
 
@@ -105,7 +105,7 @@ class Grid:
         return int(self.rows.value), int(self.columns.value)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Array:
     """A spatial accelerator. Bandwidth in bytes per second, capacities in bytes, clock in hertz.
 
@@ -180,6 +180,14 @@ _REQUIRED = (
     "name", "title", "kind", "devices", "family", "technology", "dtypes", "clock", "dram_rate", "buffer", "buffer_row",
     "buffer_ports", "array_2d", "array_1d",
 )  # fmt: skip
+
+
+def load_array(name_or_path: str | Path) -> Array:
+    """As `load_hardware`, for what only a spatial array can answer. Raises `SpecError` for a GPU."""
+    found = load_hardware(name_or_path)
+    if not isinstance(found, Array):
+        raise SpecError("hardware", 0, "", f'"{name_or_path}", a GPU', "a spatial array, such as fusemax")
+    return found
 
 
 def array_from(root: Item, path: Path) -> Array:

@@ -11,7 +11,6 @@ from einsight.sim.array import Run, run
 from einsight.sim.array_case import IllegalArray
 from einsight.sim.array_design import Design, load_design, names
 from einsight.sim.array_hardware import Array
-from einsight.sim.hardware import load_hardware
 from einsight.sim.mask import DENSE
 from einsight.sim.prediction import Bound, Prediction
 from einsight.sim.units import format_si
@@ -115,18 +114,17 @@ def _operations(found: Run) -> tuple[float, dict[str, float]]:
 
 def _speedups(workload: Workload, array: Array, time: float) -> dict[str, float]:
     dense = replace(workload, mask=DENSE, bias=(), family=None)
-    times = {name: _baseline(dense, array.name, design or array.family[workload.phase]) for name, design in BASELINES}
+    times = {name: _baseline(dense, array, design or array.family[workload.phase]) for name, design in BASELINES}
     return {name: found / time for name, found in times.items() if found is not None}
 
 
 @lru_cache(maxsize=4096)
-def _baseline(workload: Workload, target: str, design: str) -> float | None:
-    """None where the array cannot run the baseline, or is a file of the user's own."""
+def _baseline(workload: Workload, array: Array, design: str) -> float | None:
+    """None where the array cannot run the baseline."""
     try:
-        array, made = load_hardware(target), load_design(design)
-        assert isinstance(array, Array)
+        made = load_design(design)
         return run(replace(workload, cascade=made.cascade), array, made).time_s
-    except (IllegalArray, LookupError):
+    except IllegalArray:
         return None
 
 

@@ -29,24 +29,30 @@ class Point:
         return self.run.time_s, sum(self.run.areas_um2.values()), sum(self.run.energy_pj.values())
 
     @property
-    def label(self) -> str:
+    def shape(self) -> str:
         rows, columns = self.array.array_2d.sides
-        return f"{rows}x{columns}, {self.array.buffer_bytes.text}"
+        return f"{rows}x{columns}"
 
 
 def resized(
-    array: Array, side: int, buffer_bytes: float, registers_2d: int | None = None, registers_1d: int | None = None
-) -> Array:
-    """The array with `side` x `side` elements, as many lanes, another buffer with one word per column in a row, and,
-    if given, other register files."""
-    lanes, grid = _chosen(side), array.array_2d
+    array: Array, shape: int | tuple[int, int], buffer_bytes: float, registers_2d: int | None = None,
+    registers_1d: int | None = None,
+) -> Array:  # fmt: skip
+    """The array with `shape` elements (a side, or rows and columns), a lane per column, another buffer with one word
+    per column in a row, and, if given, other register files."""
+    rows, columns = (shape, shape) if isinstance(shape, int) else shape
+    grid = array.array_2d
     return replace(
         array,
-        name=f"{array.name} {side}x{side}",
+        name=f"{array.name} {rows}x{columns}",
         buffer_bytes=_chosen(buffer_bytes, _capacity(buffer_bytes)),
-        buffer_row_bytes=_chosen(WORD_BYTES * side, f"{WORD_BYTES * side} B"),
-        array_2d=replace(grid, rows=lanes, columns=lanes, registers=_other(grid.registers, registers_2d)),
-        array_1d=replace(array.array_1d, columns=lanes, registers=_other(array.array_1d.registers, registers_1d)),
+        buffer_row_bytes=_chosen(WORD_BYTES * columns, f"{WORD_BYTES * columns} B"),
+        array_2d=replace(
+            grid, rows=_chosen(rows), columns=_chosen(columns), registers=_other(grid.registers, registers_2d)
+        ),
+        array_1d=replace(
+            array.array_1d, columns=_chosen(columns), registers=_other(array.array_1d.registers, registers_1d)
+        ),
     )
 
 
@@ -66,14 +72,14 @@ def _capacity(value: float) -> str:
 
 
 def search(
-    workload: Workload, array: Array, design: Design, sides: Iterable[int], buffers: Sequence[float],
-    limit_buffer: bool = False,
+    workload: Workload, array: Array, design: Design, shapes: Iterable[int | tuple[int, int]],
+    buffers: Sequence[float], limit_buffer: bool = False,
 ) -> tuple[tuple[Point, ...], tuple[str, ...]]:  # fmt: skip
     """(every array that can run the workload, the reasons of those that cannot)."""
     found, refused = [], []
-    for side in sides:
+    for shape in shapes:
         for capacity in buffers:
-            made = resized(array, side, capacity)
+            made = resized(array, shape, capacity)
             try:
                 found.append(Point(made, run(workload, made, design, limit_buffer=limit_buffer)))
             except IllegalArray as error:

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from einsight.sim.array_hardware import Array as SpatialArray
+from einsight.sim.array_predict import array_times, design_name
 from einsight.sim.estimate import estimate
-from einsight.sim.hardware import load_gpu
+from einsight.sim.hardware import load_gpu, load_hardware
 from einsight.sim.mask import Mask
 from einsight.sim.predict import family_on
 from einsight.sim.schedule import Array
@@ -102,6 +104,8 @@ def sweep(workload: Workload, axis: Axis, targets: Sequence[str]) -> tuple[Curve
 
 def _curve(workload: Workload, axis: Axis, target: str) -> Curve:
     name, _, chosen = target.partition(":")
+    if isinstance(array := load_hardware(name), SpatialArray):
+        return _array_curve(workload, axis, array, chosen)
     gpu = load_gpu(name)
     family, made, _ = family_on(workload, gpu, chosen or workload.family or gpu.family[workload.phase])
     sizes = swept_sizes(workload, axis)
@@ -113,6 +117,19 @@ def _curve(workload: Workload, axis: Axis, target: str) -> Curve:
         time[at] = found.time_s
         bound[at] = [names[i] for i in np.argmax(np.stack([found.bounds_s[n] for n in names]), axis=0)]
     return Curve(name, family.name, axis, tuple(map(float, time)), tuple(map(str, bound)))
+
+
+def _array_curve(workload: Workload, axis: Axis, array: SpatialArray, design: str) -> Curve:
+    """Point by point: a prediction on an array takes milliseconds."""
+    sizes = swept_sizes(workload, axis)
+    own = [name for name in workload.sizes if name not in ("h", "j")]
+    points = [
+        {name: int(sizes[name.upper()][i]) for name in own} | {"h": int(sizes["G"][i] * sizes["J"][i])}
+        for i in range(len(axis.values))
+    ]
+    found = array_times(workload, array, design, points)
+    time, bound = tuple(b.time_s for b in found), tuple(b.name for b in found)
+    return Curve(array.name, design_name(workload, array, design), axis, time, bound)
 
 
 def _masks(workload: Workload, sizes: Mapping[str, Array]) -> list[tuple[Mask, NDArray[np.int64]]]:
