@@ -214,12 +214,12 @@ def to_t4(recorded: Recorded) -> dict[str, Any]:
     return {"metadata": {"timeunit": "milliseconds", "device": recorded.device, "kernel": recorded.kernel}, "results": results}
 
 
-def triton_configs(ranked: Sequence[Configuration]) -> str:
-    """The configurations, the best first, as the text of a `triton.Config` list (upper-case meta-parameters)."""
+def triton_configs(ranked: Sequence[Configuration], upper: bool) -> str:
+    """The configurations, the best first, as the text of a `triton.Config` list; `upper`: meta-parameters in capitals."""
     lines = ["import triton", "", "configs = ["]
     for configuration in ranked:
         options = {k: v for k, v in configuration.items() if k in ("num_warps", "num_stages", "num_ctas", "maxnreg")}
-        meta = {k.upper(): v for k, v in configuration.items() if k not in options}
+        meta = {(k.upper() if upper else k): v for k, v in configuration.items() if k not in options}
         told = "".join(f", {name}={value}" for name, value in options.items())
         lines.append(f"    triton.Config({json.dumps(meta)}{told}),")
     return "\n".join([*lines, "]", ""])

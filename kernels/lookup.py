@@ -1,0 +1,104 @@
+"""Tuned configurations that a kernel loads by default: a JSON file, one entry per device and workload."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from einsight.kernels.spaces import Config
+
+FORMAT = 1
+FOLDER_VARIABLE = "EINSIGHT_TUNED"  # folder of KERNEL.json files; default: ~/.cache/einsight/tuned
+FAR = 1.0  # sum of |log2| of the sizes' ratios beyond which an entry says nothing about a shape
+
+
+class LookupFileError(ValueError):
+    """A lookup file that cannot be read; says which and what was expected."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The best configuration found for a workload (in the form of a workload file) on a device."""
+
+    device: str
+    workload: Mapping[str, Any]
+    configuration: Mapping[str, int]
+    time_s: float
+    source_hash: str = ""
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The entries of one kernel."""
+
+    kernel: str
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Lookup:
+        """Raises LookupFileError."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw["format"] != FORMAT:
+                raise LookupFileError(f"{path}: format {raw['format']!r}, expected {FORMAT}")
+            return cls(raw["kernel"], tuple(Entry(**entry) for entry in raw["entries"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, LookupFileError):
+                raise
+            raise LookupFileError(f"{path}: {type(error).__name__}: {error}; expected a lookup file") from error
+
+    def as_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "kernel": self.kernel, "entries": [asdict(entry) for entry in self.entries]}
+
+    def with_entry(self, new: Entry) -> Lookup:
+        """An entry of the same device and workload is replaced."""
+        kept = [e for e in self.entries if (e.device, e.workload) != (new.device, new.workload)]
+        return replace(self, entries=(*kept, new))
+
+    def find(self, device: str, workload: Mapping[str, Any]) -> Entry | None:
+        """The entry of the nearest workload on the device; None where none is near.
+
+        Head dimensions, element type, mask and bias must agree; batch times heads, queries and keys may differ a little.
+        """
+        near = [(distance(e.workload, workload), e) for e in self.entries if e.device == device]
+        best = min(near, key=lambda found: found[0], default=None)
+        return best[1] if best is not None and best[0] <= FAR else None
+
+
+def distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    """Sum of |log2| of the ratios of batch x heads, queries and keys; infinite where the rest differs."""
+    x, y = a["sizes"], b["sizes"]
+    for name in ("e", "f"):
+        if x[name] != y[name]:
+            return math.inf
+    if any((a.get(name) or None) != (b.get(name) or None) for name in ("dtype", "mask", "bias")):
+        return math.inf
+    pairs = [(x["b"] * x["h"], y["b"] * y["h"]), (x["m"], y["m"]), (x["n"], y["n"])]
+    return sum(abs(math.log2(p / q)) for p, q in pairs)
+
+
+def default_path(kernel: str) -> Path:
+    folder = os.environ.get(FOLDER_VARIABLE)
+    return (Path(folder) if folder else Path.home() / ".cache" / "einsight" / "tuned") / f"{kernel}.json"
+
+
+def tuned_config(kernel: str, device: str, workload: Mapping[str, Any]) -> Config | None:
+    """The tuned configuration for a launch, None where nothing near was tuned. The file is read again when it changed."""
+    path = default_path(kernel)
+    try:
+        stamp = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    found = _read(path, stamp).find(device, workload)
+    return Config(**found.configuration) if found is not None else None
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, stamp: int) -> Lookup:
+    return Lookup.read(path)

@@ -1,0 +1,48 @@
+"""What others read: `triton.Config` lists, the lookup file that kernels load, Kernel Tuner cache, T4."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from einsight.kernels.catalog import KERNELS
+from einsight.kernels.lookup import Entry, Lookup
+from einsight.tuner.record import Measurement
+from einsight.tuner.recorded import from_measurements, to_kernel_tuner, to_t4, triton_configs
+from einsight.tuner.store import ranked
+
+KINDS = ("triton", "lookup", "t4", "kernel-tuner")
+TRITON_TOP = 8  # how many configurations a `triton.Config` list keeps
+
+
+class ExportError(ValueError):
+    """What was measured cannot be written as asked."""
+
+
+def export(measurements: Sequence[Measurement], kind: str, path: Path) -> None:
+    """Write measurements of one subject in one of KINDS. A lookup that exists keeps its other entries."""
+    order = ranked(measurements)
+    if not order:
+        raise ExportError(f"{path}: nothing to export, no configuration has a time")
+    if kind == "triton":
+        text = triton_configs([m.configuration for m in order[:TRITON_TOP]], order[0].kernel in KERNELS)
+    elif kind == "lookup":
+        lookup = Lookup.read(path) if path.exists() else Lookup(order[0].kernel, ())
+        text = json.dumps(lookup.with_entry(entry_of(order[0])).as_json(), indent=1) + "\n"
+    elif kind in KINDS:
+        recorded = from_measurements(path.stem, measurements)
+        text = json.dumps(to_t4(recorded) if kind == "t4" else to_kernel_tuner(recorded), indent=1) + "\n"
+    else:
+        raise ExportError(f"--as: got {kind!r}, expected one of {', '.join(KINDS)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def entry_of(best: Measurement) -> Entry:
+    return Entry(
+        best.environment.device, dict(best.workload), dict(best.configuration), best.time_s, best.source_hash,
+    )  # fmt: skip
+

@@ -1,0 +1,77 @@
+"""Our kernels on the GPU at hand as a device: builds compile beside, a worker process checks and times."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from einsight.kernels.resources import Estimate, compile_offline, source_hash
+from einsight.sim.workload import Workload
+from einsight.tuner.kernel_device import WorkerDevice
+from einsight.tuner.measure_attention import FACTORY, launch_of, request
+from einsight.tuner.record import Environment, Status
+from einsight.tuner.space import Problem
+from einsight.tuner.store import Subject
+from einsight.tuner.worker import Attempt, Worker
+
+BUILD_STATUS = {"compile_failed": Status.COMPILE_FAILED, "timeout": Status.TIMEOUT}
+
+
+def written(workload: Workload) -> dict[str, Any]:
+    """A workload in the form that records carry: what a launch needs, no name."""
+    sizes = {name: workload.sizes[name] for name in ("b", "h", "g", "m", "n", "e", "f")}
+    out: dict[str, Any] = {
+        "cascade": workload.cascade, "sizes": sizes, "dtype": workload.dtype, "phase": workload.phase,
+        "cache": workload.cache,
+    }  # fmt: skip
+    mask = [r.as_json() for r in workload.canonical_mask.restrictions]
+    bias = [added.as_json() for added in workload.bias]
+    return out | ({"mask": mask} if mask else {}) | ({"bias": bias} if bias else {})
+
+
+def subject_of(problem: Problem, device: str) -> Subject:
+    return Subject(
+        problem.kernel.name, written(problem.workload), device, source_hash(problem.kernel.module),
+        problem.workload.cache,
+    )  # fmt: skip
+
+
+@contextmanager
+def device(problem: Problem, here: Environment, visible: str | None = None) -> Iterator[WorkerDevice]:
+    """The GPU that `here` describes. Launches find what the compiling processes left in a shared Triton cache."""
+    workload = written(problem.workload)
+    launch_of(workload)  # refuses what the kernel cannot run before a process is started
+    with tempfile.TemporaryDirectory(prefix="einsight-triton-") as cache:
+        before = os.environ.get("TRITON_CACHE_DIR")
+        os.environ["TRITON_CACHE_DIR"] = cache
+        try:
+            with Worker(FACTORY, {"workload": workload}, visible=visible) as worker:
+                build = _builder(problem, workload, Path(cache))
+                yield WorkerDevice(
+                    problem.space(), subject_of(problem, here.device), worker, here, build, problem.workload.key
+                )
+        finally:
+            if before is None:
+                del os.environ["TRITON_CACHE_DIR"]
+            else:
+                os.environ["TRITON_CACHE_DIR"] = before
+
+
+def _builder(problem: Problem, workload: Mapping[str, Any], cache: Path) -> Any:
+    def build(configuration: Mapping[str, Any]) -> Attempt | Mapping[str, Any]:
+        asked = request(workload, configuration, problem.capability)
+        ((_, built),) = compile_offline([asked], workers=1, triton_cache=cache)
+        return _outcome(built)
+
+    return build
+
+
+def _outcome(built: Estimate) -> Attempt | Mapping[str, Any]:
+    if built.status == "ok":
+        return built.as_json()
+    status = BUILD_STATUS.get(built.status, Status.OUT_OF_RESOURCES)
+    return Attempt(status, built.reason or built.status, resources=built.as_json())
