@@ -179,3 +179,23 @@ def test_a_layer_has_six_products() -> None:
 def test_a_strip_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="one strip of wide needs"):
         run_linear([Product("wide", 512, 2**20, 512)], resized(array("fusemax"), 256, 2**20))
+
+
+# -- the page
+
+
+def test_the_profile_of_the_page_loads_and_runs(tmp_path: Path) -> None:
+    page = (PROFILES.parent / "docs" / "spatial-arrays.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    target = str(tmp_path / "mine.yaml")
+    workload = Workload.attention(heads=8, seq_q=1024, head_dim=64, cascade="sigmoid", mask="causal")
+    found = predict(workload, target)
+    assert found.target == "mine" and found.time_s > 0
+    with pytest.raises(ValueError, match="no sigmoid"):
+        predict(workload, f"{target}:cascade")  # only its 2-D array has one
+
+
+def test_the_arrays_of_the_page_are_those_that_exist() -> None:
+    page = (PROFILES.parent / "docs" / "spatial-arrays.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in page for name in ARRAYS)
+    assert all(f"`{name}`" in page for name in array_design.names())
