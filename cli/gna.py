@@ -13,7 +13,7 @@ from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError, whole
 from einsight.sim.gna_advice import Advice, Choice, advise, legal_pairs, over_windows
 from einsight.sim.gna_bounds import BlockSparsity, Bounds, block_sparsity, bounds, end_to_end, natten_rule
-from einsight.sim.gna_kernel import GnaKernel, TilePair, kernel_for, load_gna_kernel, names, runs_on
+from einsight.sim.gna_kernel import GnaKernel, TilePair, family_of, kernel_for, load_gna_kernel, names, runs_on
 from einsight.sim.gna_tiles import TILINGS, GnaTiles, Shape, count_tiles, padded_shape
 from einsight.sim.gna_time import GnaTime, Problem, predict_gna
 from einsight.sim.hardware import DTYPES, Gpu, load_hardware
@@ -94,6 +94,8 @@ class Case:
 def _case(
     problem: Problem, name: str, gpu: Gpu | None, kernel: GnaKernel, asked: TilePair | None, tiling: str | None
 ) -> Case:
+    if gpu and (why := family_of(kernel).why_unusable(gpu, problem.dtype)):
+        raise CommandError("--dtype", problem.dtype, f"a type that {kernel.name} covers there ({why})")
     pair = asked or _default_pair(problem, kernel)
     chosen = tiling or kernel.tiling
     if chosen not in TILINGS:

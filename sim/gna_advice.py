@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from einsight.sim.gna_bounds import block_sparsity, bounds
 from einsight.sim.gna_kernel import GnaKernel, TilePair
 from einsight.sim.gna_ranges import Ints
+from einsight.sim.gna_tiles import Shape, axis_tiles, count_tiles
 from einsight.sim.gna_time import (
     Problem,
     RunTiles,
@@ -25,7 +26,6 @@ from einsight.sim.gna_time import (
     permute_seconds,
     predict_gna,
 )
-from einsight.sim.gna_tiles import Shape, axis_tiles, count_tiles
 from einsight.sim.hardware import Gpu
 from einsight.sim.mask import Gna
 from einsight.sim.schedule import Array

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from einsight.sim.gna_ranges import Group
-from einsight.sim.gna_tiles import AxisTiles, GnaTiles, Shape, axis_tiles, count_tiles, pairs
+from einsight.sim.gna_tiles import GnaTiles, Shape, axis_tiles, count_tiles, pairs
 from einsight.sim.mask import Gna
 
 
@@ -77,10 +77,6 @@ def block_sparsity(gna: Gna, q_tile: Shape, kv_tile: Shape, tiling: str = "stati
     return BlockSparsity(not reasons, "; ".join(reasons))
 
 
-def is_block_sparse_along(axis: AxisTiles) -> bool:
-    return axis.uncut == axis.total
-
-
 def why_cut(gna: Gna, d: int, q_tile: int, kv_tile: int, tiling: str) -> str:
     """The first of the conditions that a dimension breaks; in coordinates inside a dilation group."""
     window, stride, dilation = gna.window[d], gna.stride[d], gna.dilation[d]
@@ -92,7 +88,10 @@ def why_cut(gna: Gna, d: int, q_tile: int, kv_tile: int, tiling: str) -> str:
         return f"window {window} is no multiple of the KV tile's {kv_tile}"
     if tiling == "static" and (window // 2 - stride // 2) % kv_tile:
         offset = (window // 2 - stride // 2) % kv_tile
-        return f"windows start {offset} keys after a KV tile's first: half the window less half the stride is no multiple of {kv_tile}"
+        return (
+            f"windows start {offset} keys after a KV tile's first:"
+            f" half the window less half the stride is no multiple of {kv_tile}"
+        )
     length = gna.layout[d] if dilation == 1 else -(-gna.layout[d] // dilation)
     return f"the window at the far border starts at {length - window}, inside a KV tile of {kv_tile}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from einsight.sim.gna_tiles import Shape
 from einsight.sim.mask import Gna, Mask
@@ -25,9 +26,9 @@ def brute_tiles(gna: Gna, q_tile: Shape, kv_tile: Shape, tiling: str = "static")
     return found
 
 
-def _visit(visible: np.ndarray, kv_tile: Shape, tiling: str) -> tuple[int, int, int]:
+def _visit(visible: NDArray[np.bool_], kv_tile: Shape, tiling: str) -> tuple[int, int, int]:
     """`visible`: which keys of the group each query of a Q tile sees, shape (queries, *group)."""
-    some, every = visible.any(axis=0), visible.all(axis=0)
+    some, every = np.asarray(visible.any(axis=0)), np.asarray(visible.all(axis=0))
     origin = [0] * some.ndim
     last = list(some.shape)
     if tiling == "dynamic":

@@ -42,6 +42,7 @@ class GnaKernel:
     permutes      tokens are brought into tile order by copies before, and back after
     masks         all: every visited tile runs the mask unless the problem is fully block-sparse; cut: only cut tiles do
     mask_cycles   cycles that a masked tile stalls, whatever the mask: its scores wait for the mask between two products
+    division_ops  fp32-pipe slots per score and dimension but one, to find a key's coordinate in tiles not compiled in
     mask_hidden   share of the mask's operations that run while the tensor cores work for another tile
     permute_rate  bytes per SM and cycle, read and written, of the copies that permute
     tiles         in NATTEN's order: the first that covers the head dimension is its default
@@ -56,6 +57,7 @@ class GnaKernel:
     permutes: bool
     masks: str
     mask_cycles: Quantity
+    division_ops: Quantity
     mask_hidden: Quantity
     permute_rate: Quantity
     tiles: tuple[TilePair, ...]
@@ -106,7 +108,7 @@ def family_of(kernel: GnaKernel) -> Family:
 
 
 _KEYS = (
-    "name", "title", "source", "family", "dense", "tiling", "permutes", "masks", "mask_cycles", "mask_hidden",
+    "name", "title", "source", "family", "dense", "tiling", "permutes", "masks", "mask_cycles", "division_ops", "mask_hidden",
     "permute_rate", "tiles",
 )  # fmt: skip
 
@@ -116,7 +118,7 @@ def _kernel(root: Item) -> GnaKernel:
     return GnaKernel(
         name=t["name"].text(), title=t["title"].text(), source=t["source"].text(), family=t["family"].text(),
         dense=t["dense"].text(), tiling=t["tiling"].choice(TILINGS), permutes=t["permutes"].boolean(),
-        masks=t["masks"].choice(MASKS), mask_cycles=_quantity(t["mask_cycles"]),
+        masks=t["masks"].choice(MASKS), mask_cycles=_quantity(t["mask_cycles"]), division_ops=_quantity(t["division_ops"]),
         mask_hidden=_quantity(t["mask_hidden"]), permute_rate=_quantity(t["permute_rate"]),
         tiles=tuple(_tile(i) for i in t["tiles"].items()),
     )  # fmt: skip

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import lcm, prod
 
 import numpy as np
@@ -128,9 +129,8 @@ def padded_shape(gna: Gna, tile: Shape) -> Shape:
     """The grid after padding: every dilation group as long as the longest one, in whole tiles."""
     if len(tile) < len(gna.layout):
         return (-(-gna.tokens // tile[0]) * tile[0],)
-    return tuple(
-        -(--(-n // d) // t) * t * d for n, d, t in zip(gna.layout, gna.dilation, tile, strict=True)
-    )  # fmt: skip
+    longest = (-(-n // d) for n, d in zip(gna.layout, gna.dilation, strict=True))
+    return tuple(-(-n // t) * t * d for n, t, d in zip(longest, tile, gna.dilation, strict=True))
 
 
 def pairs(gna: Gna) -> int:
@@ -194,7 +194,7 @@ def _progressions(group: Group, q_tile: int, kv_tile: int) -> tuple[Ints, Ints, 
         cuts |= {-(-query // q_tile), -(-(query - q_tile + 1) // q_tile)}  # where q0 and where q1 gets there
     stops = sorted(c for c in cuts if 0 <= c <= tiles)
     firsts, counts = [], []
-    for u, v in zip(stops, stops[1:], strict=False):
+    for u, v in pairwise(stops):
         start = np.arange(u, min(v, u + period), dtype=np.int64)
         firsts.append(start)
         counts.append((v - start + period - 1) // period)

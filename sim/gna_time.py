@@ -137,7 +137,8 @@ def attention_times(
     """The attention kernel's time for many masks of one problem with one size of tiles."""
     arch = gpu.architecture
     stall = kernel.mask_cycles.value * arch.vector_ops_per_cycle.value / (block_m * block_n)  # as operations per score
-    ops = mask_operations(arch, run.masked_dimensions) * (1 - kernel.mask_hidden.value) + stall
+    divisions = kernel.division_ops.value * (len(problem.gna.layout) - 1)
+    ops = (mask_operations(arch, run.masked_dimensions) + divisions) * (1 - kernel.mask_hidden.value) + stall
     tiles = Tiles(run.blocks, run.total, run.masked, run.most, run.most_masked, run.fewest, run.fewest_masked)
     return _times(problem, gpu, load_family(kernel.family), block_m, block_n, tiles, ops, run.streamed)
 
@@ -187,7 +188,8 @@ def _touched(problem: Problem, gpu: Gpu, family: Family, streamed: Array) -> Arr
     """The share of a head's keys that its blocks read from HBM in one go: all where they fit into L2; of longer ones
     what neighbouring windows share, since blocks that run together stand side by side and their windows overlap."""
     keys = problem.gna.tokens * problem.head_dim * DTYPE_BYTES[problem.dtype]
-    return np.clip(family.constant("l2_usable") * gpu.l2_bytes.value / keys, streamed, 1.0)
+    share: Array = np.clip(family.constant("l2_usable") * gpu.l2_bytes.value / keys, streamed, 1.0)
+    return share
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,290 @@
+"""Generalized neighborhood attention (arXiv 2504.16922) and its predecessors recomputed, beside what was published.
+
+Four tables: NATTEN's own tile counts, the paper's simulator column, measured profiles, and the generations of kernels
+(naive, GEMM-based, fused; arXiv 2403.04690) with dilated neighborhoods. The first three need the folder of published
+values; the last is ours over a sweep that stands here, since the published sweep does not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from einsight.sim.family import load_family
+from einsight.sim.gna_advice import best_tiles, legal_pairs
+from einsight.sim.gna_bounds import bounds, end_to_end
+from einsight.sim.gna_kernel import GnaKernel, kernel_for, load_gna_kernel
+from einsight.sim.gna_tiles import Shape, count_tiles
+from einsight.sim.gna_time import Problem, dense_seconds, predict_gna
+from einsight.sim.gna_unfused import gemm_seconds, naive_seconds
+from einsight.sim.hardware import Gpu, load_hardware, names
+from einsight.sim.mask import Gna
+
+COUNTS, PAPER, PROFILES = "natten_block_mask_counts.json", "gna_paper_rows.json", "natten_profiler.json"
+SIMULATOR_ALLOWED, TIME_ALLOWED = 0.02, 0.15
+"""Absolute difference to the paper's simulator column; relative difference to a measured kernel time."""
+
+SHARES = {"flux4k": 0.518, "hunyuan": 0.607, "cosmos": 0.587}
+"""Self attention in a whole run, Table 1 of the GNA paper: attention in the transformer x the transformer in the run."""
+
+
+class PublishedRowsError(ValueError):
+    """A reference file without what the report reads; the message names file and key."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountRow:
+    """Tile counts of one mask: (Q tiles, KV tiles in all, of the worst Q tile, masked, unmasked), ours and NATTEN's."""
+
+    mask: str
+    ours: tuple[int, ...]
+    published: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorRow:
+    """End-to-end speedups of one model and mask: by FLOPs, by the worst tile (the simulator), measured."""
+
+    model: str
+    window: str
+    stride: str
+    dense_steps: int
+    flop: float
+    simulator: float
+    published_flop: float
+    published_simulator: float
+    published_actual: float
+
+    @property
+    def off(self) -> float:
+        return self.simulator - self.published_simulator
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRow:
+    """One measured kernel. `fitted`: whether a constant of the prediction was fitted on this row."""
+
+    name: str
+    target: str
+    kernel: str
+    fitted: bool
+    time_s: float
+    measured_s: float
+    permute_s: float
+    measured_permute_s: float
+
+    @property
+    def off(self) -> float:
+        return self.time_s / self.measured_s - 1
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRow:
+    """Mean improvement in speed over naive kernels, as a factor less 1, over our sweep; published over another one."""
+
+    kernel: str
+    rank: int
+    precision: str
+    improvement: float | None
+    published: float | None
+    cases: int
+
+
+@dataclass(frozen=True, slots=True)
+class DilatedRow:
+    """The same window without and with dilation: equal FLOPs, other tiles. Fused kernel, seconds."""
+
+    mask: str
+    target: str
+    time_s: float
+    undilated_s: float
+    tile_speedup_max: float
+
+
+def count_rows(folder: Path) -> list[CountRow]:
+    """Ours beside every row of NATTEN's block masks."""
+    found = []
+    for row in _rows(folder / COUNTS, "rows"):
+        gna = _gna(row)
+        q, kv = tuple(row["q_tile"]), tuple(row["kv_tile"])
+        tiles = count_tiles(gna, q, kv)
+        published = [row[f"natten_{k}"] for k in ("num_q_tiles", "total_kv_tiles", "max_kv_tiles", "partial_tiles",
+                                                  "full_tiles")]  # fmt: skip
+        ours = (tiles.q_tiles, tiles.total, tiles.most, tiles.masked, tiles.full)
+        found.append(CountRow(f"{_mask(gna)} tiles {_by(q)} / {_by(kv)}", ours, tuple(published)))
+    return found
+
+
+def simulator_rows(folder: Path) -> list[SimulatorRow]:
+    """The paper's end-to-end tables; attention's share of the run is Table 1's."""
+    found = []
+    for row in _rows(folder / PAPER, "rows"):
+        gna = _gna({"dilation": [1] * len(row["input_size"]), "is_causal": [False] * len(row["input_size"]), **row})
+        bound = bounds(gna, count_tiles(gna, tuple(row["q_tile"]), tuple(row["kv_tile"])))
+        share = SHARES[row["model"]]
+        flop, worst = (end_to_end(s, share, row["sa_steps"], row["total_steps"]) for s in (bound.flop, bound.worst))
+        found.append(SimulatorRow(
+            row["model"], _by(gna.window), _by(gna.stride), row["sa_steps"], flop, worst, row["e2e_flopwise_paper"],
+            row["e2e_nattensim_paper"], row["e2e_actual_paper"],
+        ))  # fmt: skip
+    return found
+
+
+def profile_rows(folder: Path) -> list[ProfileRow]:
+    """Every forward profile; of profiles with a backward pass the forward kernel and no copies."""
+    found = []
+    for record in _rows(folder / PROFILES, "records"):
+        gpu, kernel = _device(record["device"]), _kernel_of(record)
+        problem = _problem(record["problem"])
+        measured = [k["time_us"] * 1e-6 for k in record["kernels"]]
+        copies = 0.0 if record["backprop"] else sum(measured[1:])
+        tiles = record["tile_config"]
+        if tiles["q_tile"] is None:
+            time, permute = dense_seconds(problem, gpu, kernel.dense), 0.0
+        else:
+            made = predict_gna(problem, gpu, kernel, tuple(tiles["q_tile"]), tuple(tiles["kv_tile"]), kernel.tiling)
+            time, permute = made.time_s, made.permute_s
+        name = record["id"].removeprefix("profiler-")
+        found.append(ProfileRow(
+            name, gpu.name, record["backend"], name in _fitted(kernel), time, measured[0], permute, copies
+        ))  # fmt: skip
+    return found
+
+
+def _kernel_of(record: Mapping[str, Any]) -> GnaKernel:
+    """The kernel of a profile; of a dense one the kernel that NATTEN would take on that GPU."""
+    if record["tile_config"]["q_tile"] is None:
+        return kernel_for(_device(record["device"]))
+    return load_gna_kernel(record["backend"])
+
+
+def _fitted(kernel: GnaKernel) -> set[str]:
+    """Names of the profiles that a constant of the kernel, its family or its dense family was fitted on."""
+    texts = [fit.fitted_on for name in (kernel.family, kernel.dense) for fit in load_family(name).fits]
+    texts += [kernel.mask_cycles.source, kernel.division_ops.source]
+    return {word for text in texts for word in re.findall(r"[\w-]+", text)}
+
+
+# -- generations -----------------------------------------------------------------------------------------------------
+
+SWEEP: Mapping[int, tuple[tuple[Shape, Shape], ...]] = {
+    1: tuple(((n,), (w,)) for n in (1024, 4096, 16384) for w in (32, 128, 512)),
+    2: tuple(((n, n), (w, w)) for n in (32, 64, 128) for w in (7, 13, 25)),
+    3: tuple(((n, n, n), (w, w, w)) for n in (12, 16, 24) for w in (3, 5, 9)),
+}
+"""Our sweep: grids and windows by rank; batch 8, 4 heads of 32, without dilation and with the largest possible one."""
+SWEEP_WORDS = (
+    "1-D 1k, 4k, 16k tokens with windows 32, 128, 512; 2-D 32, 64, 128 squared with 7, 13, 25; 3-D 12, 16, 24 cubed with"
+    " 3, 5, 9; batch 8, 4 heads of 32, dilation 1 and the largest possible"
+)
+PUBLISHED = {
+    ("gemm", 1, "fp32"): 8.95, ("gemm", 2, "fp32"): 2.72, ("gemm", 1, "fp16"): 5.48, ("gemm", 2, "fp16"): 1.93,
+    ("fused", 1, "fp16"): 17.59, ("fused", 2, "fp16"): 9.58, ("fused", 3, "fp16"): 11.35,
+}  # fmt: skip
+"""Mean improvements over naive kernels, forward, on an A100: abstract of arXiv 2403.04690. Its sweep is not published."""
+TENSOR_TYPE = {"fp32": "tf32", "fp16": "fp16"}
+
+
+def generation_rows(gpu: Gpu) -> list[GenerationRow]:
+    """The published averages beside ours over `SWEEP`; forward passes only."""
+    return [
+        GenerationRow(kernel, rank, precision, mean(found) if found else None, published, len(found))
+        for (kernel, rank, precision), published in PUBLISHED.items()
+        for found in [_improvements(kernel, rank, precision, gpu)]
+    ]
+
+
+def _improvements(kernel: str, rank: int, precision: str, gpu: Gpu) -> list[float]:
+    found = []
+    for problem in _swept(rank, precision):
+        time = gemm_seconds(problem, gpu, TENSOR_TYPE[precision]) if kernel == "gemm" else _fused_seconds(problem, gpu)
+        if time is not None:
+            found.append(naive_seconds(problem, gpu) / time - 1)
+    return found
+
+
+def _swept(rank: int, precision: str) -> list[Problem]:
+    found = []
+    for layout, window in SWEEP[rank]:
+        widest = tuple(n // w for n, w in zip(layout, window, strict=True))
+        for dilation in dict.fromkeys(((1,) * rank, widest)):
+            gna = Gna(layout, window, (1,) * rank, dilation, (False,) * rank)
+            found.append(Problem(gna, batch=8, heads=4, head_dim=32, dtype=precision))
+    return found
+
+
+def _fused_seconds(problem: Problem, gpu: Gpu) -> float:
+    kernel = kernel_for(gpu)
+    return best_tiles(problem, gpu, kernel, legal_pairs(problem, kernel))[0].total_s
+
+
+DILATED: tuple[tuple[Shape, Shape, Shape], ...] = (
+    ((56, 56), (7, 7), (8, 8)), ((28, 28), (7, 7), (4, 4)), ((14, 14), (7, 7), (2, 2)), ((16384,), (512,), (32,)),
+    ((24, 44, 80), (24, 4, 16), (1, 11, 5)), ((24, 44, 80), (24, 12, 16), (1, 1, 5)),
+)  # fmt: skip
+"""Grid, window, dilation: the levels of a dilated transformer (DiNAT), a long line, and two patterns of a video model."""
+
+
+def dilated_rows(gpu: Gpu) -> list[DilatedRow]:
+    """Dilated neighborhoods beside the same windows without dilation: 24 heads of 64."""
+    kernel, found = kernel_for(gpu), []
+    for layout, window, dilation in DILATED:
+        rank = len(layout)
+        gna = Gna(layout, window, (1,) * rank, dilation, (False,) * rank)
+        problem = Problem(gna, heads=24, head_dim=64)
+        plain = replace(problem, gna=replace(gna, dilation=(1,) * rank))
+        pair = legal_pairs(problem, kernel)[:1]
+        best, without = (best_tiles(p, gpu, kernel, pair)[0] for p in (problem, plain))
+        found.append(DilatedRow(_mask(gna), gpu.name, best.total_s, without.total_s, best.tile_speedup_max))
+    return found
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _rows(path: Path, key: str) -> Sequence[Mapping[str, Any]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))[key]
+    except (KeyError, TypeError, ValueError) as error:
+        raise PublishedRowsError(f"{path}: found no list under '{key}' ({error}); expected NATTEN's published rows") from None
+    assert isinstance(found, list)
+    return found
+
+
+def _gna(row: Mapping[str, Any]) -> Gna:
+    return Gna(*(tuple(row[k]) for k in ("input_size", "window_size", "stride", "dilation", "is_causal")))
+
+
+def _problem(p: Mapping[str, Any]) -> Problem:
+    return Problem(_gna(p), p["batch"], p["heads"], p["head_dim"], p["dtype"])
+
+
+def _device(printed: str) -> Gpu:
+    """The GPU of a profile, which prints it as "NVIDIA H100"."""
+    return device_like(printed.split()[-1].lower())
+
+
+def device_like(word: str) -> Gpu:
+    """The last shipped GPU, in alphabetical order, with `word` as a part of its name: of sizes the larger memory."""
+    for name in reversed(names()):
+        found = load_hardware(name)
+        if isinstance(found, Gpu) and word in name.split("-"):
+            return found
+    raise PublishedRowsError(f"device {word!r}: found no profile of that name; expected one of {', '.join(names())}")
+
+
+def _mask(gna: Gna) -> str:
+    words = [_by(gna.layout), f"window {_by(gna.window)}"]
+    words += [f"stride {_by(gna.stride)}"] if max(gna.stride) > 1 else []
+    words += [f"dilation {_by(gna.dilation)}"] if max(gna.dilation) > 1 else []
+    words += [f"causal {_by([int(c) for c in gna.causal])}"] if any(gna.causal) else []
+    return " ".join(words)
+
+
+def _by(values: Sequence[int]) -> str:
+    return "x".join(map(str, values))
