@@ -21,5 +21,8 @@ def _below(name: str, value: Any) -> Iterator[tuple[str, Quantity]]:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _below(f"{name}.{key}", item)
+    elif isinstance(value, tuple):
+        for position, item in enumerate(value):
+            yield from _below(f"{name}[{position}]", item)
     elif is_dataclass(value):
         yield from ((f"{name}.{inner}", quantity) for inner, quantity in quantities(value))
