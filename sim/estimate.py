@@ -54,6 +54,7 @@ def build_cases(
     names = sorted(sizes)
     full = dict(zip(names, np.broadcast_arrays(*(np.asarray(sizes[n], dtype=np.float64) for n in names)), strict=True))
     notes: list[str] = []
+    family, dtype = family.for_products(plan.dtype, plan.kv_dtype)
     windowed = mask.window is not None
     pack = _packed(full, family, mapping, windowed)
     heads = np.where(pack, full["J"], 1.0)
@@ -66,9 +67,10 @@ def build_cases(
     return Cases(
         sizes=full, block_m=block_m, block_n=block_n, splits=splits, blocks_per_sm=resident,
         persistent=np.full(block_m.shape, persistent), pack=pack, warm=np.full(block_m.shape, warm), tiles=tiles,
-        widths=plan.widths, dtype=plan.dtype, touched=touched_keys(mask, full[QUERY], full[KEY]) / full[KEY],
+        widths=plan.widths, dtype=dtype, touched=touched_keys(mask, full[QUERY], full[KEY]) / full[KEY],
         mask_ops=mask_operations(mask, gpu.architecture),
         shared_by=_sharing(plan, full, full[QUERY] * heads, family, mapping),
+        windowed=full[KEY] > (mask.window or np.inf),
     ), tuple(notes)  # fmt: skip
 
 

@@ -39,6 +39,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "unhidden_memory": Constant("", 0.0, 1.0, "share of the smaller of compute and memory time that is not hidden"),
     "vector_per_score": Constant("op", 0.0, 12.0, "fp32-pipe operations per score beside the cascade's (conversions)"),
     "mask_per_score": Constant("op", 0.0, 16.0, "fp32-pipe operations per score of a masked tile beside the mask's own: its loop is not pipelined"),
+    "window_per_score": Constant("op", 0.0, 32.0, "the same, more, where a sliding window has two edges to test"),
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
     "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
@@ -57,7 +58,7 @@ CONSTANTS: Mapping[str, Constant] = {
 NEUTRAL: Mapping[str, float] = {
     "sequence_s": 0.0, "split_s": 0.0, "tile_cycles": 0.0, "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
     "joule_per_flop": 0.0, "kv_copy": 0.0, "q_copy": 0.0, "regroup_s": 0.0, "token_cycles": 0.0,
-    "uneven_s": 0.0, "mask_per_score": 0.0,
+    "uneven_s": 0.0, "mask_per_score": 0.0, "window_per_score": 0.0,
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
 
@@ -67,6 +68,7 @@ class Tile:
     """Block shape for head dimensions up to `head_dim` and, where given, up to `rows` query rows of one head.
 
     shared_by  blocks of a cluster that load each key tile together (multicast, products of two SMs)
+    dtypes     operand types of the products that the line holds for (any, when empty)
     """
 
     head_dim: int
@@ -74,6 +76,7 @@ class Tile:
     block_n: int
     rows: int | None = None
     shared_by: int = 1
+    dtypes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,14 @@ class Family:
     split: Mapping[str, SplitRule]  # by phase
     constants: Mapping[str, Quantity]
     fits: tuple[Fit, ...] = ()
+    arithmetic: str = "operands"  # products in the operands' type, or in the "cache"'s: then queries are converted too
+
+    def for_products(self, dtype: str, kv_dtype: str) -> tuple[Family, str]:
+        """(the family with the tile lines for these element types, the type its products run in)."""
+        used = kv_dtype if self.arithmetic == "cache" else dtype
+        if not any(t.dtypes for t in self.tiles):
+            return self, used
+        return replace(self, tiles=tuple(t for t in self.tiles if not t.dtypes or used in t.dtypes)), used
 
     def constant(self, name: str) -> float:
         found = self.constants.get(name)
@@ -233,7 +244,7 @@ _KEYS = (
 
 
 def _family(root: Item) -> Family:
-    t = root.table(required=_KEYS, optional=("window", "fits"))
+    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic"))
     return Family(
         name=t["name"].text(),
         title=t["title"].text(),
@@ -255,6 +266,7 @@ def _family(root: Item) -> Family:
         split={p: _split(item) for p, item in t["split"].table(required=PHASES).items()},
         constants=_constants(t["constants"]),
         fits=tuple(_fit(i) for i in t["fits"].items()) if "fits" in t else (),
+        arithmetic=t["arithmetic"].choice(("operands", "cache")) if "arithmetic" in t else "operands",
     )
 
 
@@ -267,10 +279,11 @@ def _flag(item: Item | None, name: str) -> bool:
 
 
 def _tile(item: Item) -> Tile:
-    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows", "shared_by"))
+    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows", "shared_by", "dtypes"))
     rows = t["rows"].integer(1) if "rows" in t else None
     shared = t["shared_by"].integer(1) if "shared_by" in t else 1
-    return Tile(t["head_dim"].integer(1), t["block_m"].integer(1), t["block_n"].integer(1), rows, shared)
+    only = tuple(d.choice(DTYPES) for d in t["dtypes"].items()) if "dtypes" in t else ()
+    return Tile(t["head_dim"].integer(1), t["block_m"].integer(1), t["block_n"].integer(1), rows, shared, only)
 
 
 def _split(item: Item) -> SplitRule:

@@ -38,6 +38,7 @@ class Cases:
     widths     bytes per element of every input, output and intermediate
     touched    share of the keys that some query needs
     mask_ops   fp32-pipe operations per score of a masked tile
+    windowed   whether a sliding window cuts any key off
     shared_by  blocks of a cluster that load each key tile from L2 together
     """
 
@@ -55,6 +56,7 @@ class Cases:
     touched: Array
     mask_ops: float
     shared_by: Array | float = 1.0
+    windowed: Flags | bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     rounds = [np.maximum(t.alone, resident * t.widest) for t in swept]
     per_tile = sum(rounds, ZERO) + family.constant("tile_cycles") * len(swept)
     mask_ops = cases.mask_ops + family.constant("mask_per_score")
+    mask_ops = mask_ops + np.where(cases.windowed, family.constant("window_per_score"), 0.0)
     masked = mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * resident
     fixed = family.constant("block_cycles") + _block_cycles(work, at, cases, gpu, family)
 
