@@ -34,7 +34,7 @@ def run(
     pairs = [(w, t) for w in found for t in options.targets(target or [], w)]
     predictions = tuple(predict(w, t) for w, t in pairs)
     hardware = options.profiles(t for _, t in pairs)
-    families = {name: load_family(name) for name in dict.fromkeys(p.family for p in predictions)}
+    families = {f: load_family(f) for f in dict.fromkeys(p.family for p in predictions if p.cycles is None)}  # of GPUs
     page = report(Results(predictions, hardware, families))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PAGE).write_text(page, encoding="utf-8")
