@@ -46,6 +46,8 @@ def predict(workload: Workload, target: str, family: str | None = None, mapping:
     """
     name, _, chosen = target.partition(":")
     if isinstance(array := load_hardware(name), Array):
+        if mapping is not None:
+            raise IllegalMapping(f"{name} is an array, whose mapping is its design's; leave the mapping out")
         return predict_array(workload, array, family or chosen)
     gpu = load_gpu(name)
     fam, made, note = family_on(workload, gpu, family or chosen or workload.family or gpu.family[workload.phase])

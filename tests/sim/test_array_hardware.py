@@ -16,7 +16,8 @@ from einsight.sim.array_hardware import Array, load_technology
 from einsight.sim.array_linear import Product, encoder_layer, run_linear
 from einsight.sim.array_search import resized
 from einsight.sim.hardware import KINDS, PROFILES, Quantity, load_hardware
-from einsight.sim.predict import predict
+from einsight.sim.mapping import Mapping as GpuMapping
+from einsight.sim.predict import IllegalMapping, predict
 from einsight.sim.strict_yaml import SpecError
 from einsight.sim.workload import Workload
 
@@ -146,6 +147,12 @@ def test_a_prediction_names_its_limit_and_carries_the_array_fields() -> None:
     assert "940 MHz (guide)" in found.bound.because
     assert found.time_low_s <= found.time_s <= found.time_high_s
     assert out["flops"]["matmul"] == 2 * 8 * 4096**2 * 128
+
+
+def test_a_gpu_mapping_is_refused() -> None:
+    mapping = GpuMapping(block_m=128, block_n=128)
+    with pytest.raises(IllegalMapping, match="fusemax is an array"):
+        predict(Workload.attention(heads=8, seq_q=4096, head_dim=64), "fusemax", mapping=mapping)
 
 
 def test_element_types_that_the_array_lacks_are_refused() -> None:
