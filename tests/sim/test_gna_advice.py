@@ -1,0 +1,83 @@
+"""Advice: every stride and tile at once gives what one at a time gives, and what it recommends holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+import pytest
+
+from einsight.sim.gna_advice import Strides, advise, all_strides, best_tiles, legal_pairs, over_windows, stride_choices
+from einsight.sim.gna_bounds import block_sparsity, bounds
+from einsight.sim.gna_kernel import kernel_for, load_gna_kernel
+from einsight.sim.gna_tiles import count_tiles
+from einsight.sim.gna_time import Problem, predict_gna
+from einsight.sim.hardware import load_hardware
+from einsight.sim.mask import Gna
+
+GPU = load_hardware("h100-sxm")
+KERNEL = kernel_for(GPU)
+SMALL = Problem(Gna((12, 16, 24), (6, 8, 8), (2, 3, 1), (1, 2, 1), (False, False, False)), heads=8, head_dim=128)
+
+
+def at(problem: Problem, stride: tuple[int, ...]) -> Problem:
+    return replace(problem, gna=replace(problem.gna, stride=stride))
+
+
+@pytest.mark.parametrize("name", ["hopper-fna", "cutlass-fna", "triton-gna"])
+def test_all_strides_at_once_are_each_stride_alone(name: str) -> None:
+    kernel = load_gna_kernel(name)
+    pair = legal_pairs(SMALL, kernel)[0]
+    swept: Strides = all_strides(SMALL, GPU, kernel, pair)
+    assert len(swept.stride) == 6 * 8 * 8
+    for i in range(0, len(swept.stride), 29):
+        case = at(SMALL, tuple(swept.stride[i].tolist()))
+        tiles = count_tiles(case.gna, pair.q, pair.kv, kernel.tiling)
+        bound = bounds(case.gna, tiles)
+        assert swept.worst[i] == pytest.approx(bound.worst) and swept.average[i] == pytest.approx(bound.average)
+        assert swept.fully[i] == block_sparsity(case.gna, pair.q, pair.kv, kernel.tiling).fully
+        alone = predict_gna(case, GPU, kernel, pair.q, pair.kv, kernel.tiling)
+        assert swept.time_s[i] == pytest.approx(alone.time_s) and swept.permute_s == pytest.approx(alone.permute_s)
+
+
+def test_advice_holds() -> None:
+    video = Problem(Gna((30, 48, 80), (18, 24, 24), (1, 8, 8), (1, 1, 1), (False,) * 3), heads=24, head_dim=128)
+    found = advise(video, GPU, KERNEL, legal_pairs(video, KERNEL))
+    assert [c.total_s for c in found.tiles] == sorted(c.total_s for c in found.tiles)
+    assert len(found.tiles) == len(legal_pairs(video, KERNEL))
+    for c in found.near:
+        assert block_sparsity(at(video, c.stride).gna, c.tiles.q, c.tiles.kv).fully
+    assert found.near[0].stride == (2, 8, 8)
+    assert all(c.total_s < found.tiles[0].total_s for c in found.better)
+    assert all(c.flop_speedup == found.tiles[0].flop_speedup for c in found.better)
+    shared = [prod(c.stride) for c in found.front]
+    times = [c.total_s for c in found.front]
+    assert shared == sorted(shared) and times == sorted(times, reverse=True)
+    assert found.front[0].stride == (1, 1, 1)
+
+
+def test_a_causal_dimension_has_no_fully_block_sparse_stride() -> None:
+    causal = replace(SMALL, gna=replace(SMALL.gna, causal=(True, False, False)))
+    assert advise(causal, GPU, KERNEL, legal_pairs(causal, KERNEL)).near == ()
+
+
+def test_best_tiles_are_the_best_of_all() -> None:
+    found = best_tiles(SMALL, GPU, KERNEL, legal_pairs(SMALL, KERNEL))
+    assert found[0].total_s == min(c.total_s for c in found)
+
+
+def test_windows_grow_and_stay_legal() -> None:
+    found = over_windows(SMALL, GPU, KERNEL, legal_pairs(SMALL, KERNEL))
+    for c in found:
+        replace(SMALL.gna, window=c.window, stride=c.stride)  # raises if it were not
+    assert [prod(c.window) for c in found] == sorted(prod(c.window) for c in found)
+
+
+def test_long_windows_try_a_choice_of_strides() -> None:
+    line = Gna((1 << 20,), (3 << 15,), (77,), (1,), (False,))
+    (strides,) = stride_choices(line)
+    assert {1, 2, 77, 3 << 15, 1 << 15} <= set(strides) and len(strides) < 200
+    assert all(1 <= s <= 3 << 15 for s in strides)
+    swept = all_strides(Problem(line, head_dim=128), GPU, KERNEL, legal_pairs(Problem(line, head_dim=128), KERNEL)[0])
+    assert np.all(swept.time_s > 0)
