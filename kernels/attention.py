@@ -177,7 +177,7 @@ def attention(
     v: Tensor,
     *,
     causal: bool = False,
-    window: int | tuple[int, int] | None = None,
+    window: int | tuple[int | None, int | None] | None = None,
     align: str = "last",
     scale: float | None = None,
     softcap: float | None = None,
@@ -203,11 +203,11 @@ def attention(
     Raises ValueError or TypeError that say which argument is wrong and what would be right.
     """
     mask = band(causal, window, align)
-    _check(q, k, v, scale, softcap, sink, lengths_q, lengths_k)
+    check_inputs(q, k, v, scale, softcap, sink, lengths_q, lengths_k)
     shape = (*q.shape[:3], v.shape[3])
     out = torch.empty(shape, dtype=q.dtype, device=q.device) if out is None else out
     lse = torch.empty(shape[:3], dtype=torch.float32, device=q.device) if lse is None else lse
-    _check_outputs(out, lse, shape, q)
+    check_outputs(out, lse, shape, q)
     launch = _launch(q, k, v, mask, scale, softcap, sink, lengths_q, lengths_k, config, out, lse)
     if launch.programs:
         _forward[(launch.programs,)](*launch.arguments, **launch.flags, **launch.options)
@@ -276,7 +276,7 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, mask: Band, scale: float | None, so
     return _Launch(programs, arguments, flags, options)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, softcap: float | None, sink: Tensor | None,
+def check_inputs(q: Tensor, k: Tensor, v: Tensor, scale: float | None, softcap: float | None, sink: Tensor | None,
            lengths_q: Tensor | None, lengths_k: Tensor | None) -> None:  # fmt: skip
     for name, x, form in (("q", q, "[B, H, M, E]"), ("k", k, "[B, G, N, E]"), ("v", v, "[B, G, N, F]")):
         if x.dim() != 4:
@@ -312,7 +312,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, softcap: float 
             )
 
 
-def _check_outputs(out: Tensor, lse: Tensor, shape: tuple[int, ...], q: Tensor) -> None:
+def check_outputs(out: Tensor, lse: Tensor, shape: tuple[int, ...], q: Tensor) -> None:
     if out.shape != shape or out.dtype != q.dtype or out.device != q.device or out.stride(3) != 1:
         raise ValueError(
             f"out: got {out.dtype} {list(out.shape)} on {out.device} with strides {out.stride()}, "

@@ -36,7 +36,7 @@ class Band:
         return m + N - M if self.align == "last" else m
 
 
-def band(causal: bool = False, window: int | tuple[int, int] | None = None, align: str = "last") -> Band:
+def band(causal: bool = False, window: int | tuple[int | None, int | None] | None = None, align: str = "last") -> Band:
     """The band of a causal and/or windowed mask.
 
     window = w lets a query see the w keys that end at the diagonal and, unless causal, the w - 1 after it;

@@ -33,9 +33,12 @@ def attention(
     sink: Tensor | None = None,
     lengths_q: Tensor | None = None,
     lengths_k: Tensor | None = None,
+    bias: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor]:
     """Attention with every step in `dtype`: q [B, H, M, E], k [B, G, N, E], v [B, G, N, F], sink [H].
+
+    bias   [B, H, M, N], or what broadcasts to it, added to the scaled scores before the mask
 
     Returns the output [B, H, M, F] and the log-sum-exp [B, H, M] (with the sink in it); 0 and -inf for a row that sees
     no key. With dtype float16 or bfloat16 this is the "plain" implementation whose error is the yardstick of a kernel.
@@ -48,6 +51,8 @@ def attention(
     score = (q @ k.transpose(-1, -2)) * scale
     if softcap is not None:
         score = softcap * torch.tanh(score / softcap)
+    if bias is not None:
+        score = score + bias.to(dtype)
     seen = _visible_batch(band, B, M, N, lengths_q, lengths_k, q.device)
     score = score.masked_fill(~seen, -math.inf)
     top = score.amax(-1, keepdim=True) if N else torch.full_like(q[..., :1], -math.inf)

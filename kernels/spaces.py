@@ -75,11 +75,12 @@ LIMITS = {
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The part of an attention problem that tile resources depend on: E, F and the bytes of one element."""
+    """The part of an attention problem that tile resources depend on: E, F, the bytes of one element, a bias's rank."""
 
     e: int
     f: int
     element_bytes: int = 2
+    rank: int = 0  # of a bias's factors; 0: there are none
 
     @property
     def tile_e(self) -> int:
@@ -88,6 +89,10 @@ class Heads:
     @property
     def tile_f(self) -> int:
         return power_of_two(self.f)
+
+    @property
+    def tile_r(self) -> int:
+        return padded_rank(self.rank) if self.rank else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,8 @@ class Space:
             yield Config(*values)
 
 
+RANKS = (16, 32, 64, 128)  # widths of a bias's factors in a tile
+
 # At most 144 candidates, so that a sweep of every valid one fits in minutes.
 ATTENTION = Space(block_m=(32, 64, 128, 256), block_n=(32, 64, 128), num_warps=(2, 4, 8), num_stages=(1, 2, 3, 4))
 
@@ -118,6 +125,24 @@ def default_config(e: int, f: int) -> Config:
     if widest <= 64:
         return Config(128, 64, 4, 2)
     return Config(128, 64, 8, 2) if widest <= 128 else Config(64, 32, 4, 2)
+
+
+def padded_rank(rank: int) -> int:
+    """Columns of a tile that holds factors of this rank: tensor cores take 16 at least."""
+    return max(RANKS[0], power_of_two(rank))
+
+
+def default_bias_config(e: int, f: int) -> Config:
+    """A build of attention with a bias: that of attention, whose tile the bias shares."""
+    return default_config(e, f)
+
+
+def default_backward_config(e: int, f: int) -> Config:
+    """A build of the backward kernels: `block_m` positions held, `block_n` positions in each tile walked over."""
+    widest = max(power_of_two(e), power_of_two(f))
+    if widest <= 64:
+        return Config(64, 64, 4, 2)
+    return Config(64, 32, 4, 2) if widest <= 128 else Config(64, 32, 8, 1)
 
 
 def matrix_instruction(config: Config, capability: int) -> str:
@@ -138,8 +163,8 @@ def shared_bytes(heads: Heads, config: Config, capability: int) -> int:
     With mma.sync and fewer rows than columns of the output tile, Triton lays the warps of the second product along its
     columns, so every warp needs all of P: that tile then passes through shared memory too.
     """
-    q = config.block_m * heads.tile_e * heads.element_bytes
-    k = config.block_n * heads.tile_e * heads.element_bytes
+    q = config.block_m * (heads.tile_e + heads.tile_r) * heads.element_bytes
+    k = config.block_n * (heads.tile_e + heads.tile_r) * heads.element_bytes
     v = config.block_n * heads.tile_f * heads.element_bytes
     registers_feed = matrix_instruction(config, capability) == "mma.sync"
     p = config.block_m * config.block_n * heads.element_bytes if registers_feed and config.block_m < heads.tile_f else 0
