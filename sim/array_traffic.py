@@ -50,7 +50,7 @@ def place(case: Case, tensor: Datum, readers: tuple[Stage, ...]) -> str:
 def array_reads(case: Case, stage: Stage, ranks: Ranks) -> float:
     """Words that the array takes in: the operand once per block of each spread rank that it lacks, and once per block
     of queries where these pass by a stationary operand."""
-    words = float(case.extent(ranks))
+    words = float(case.extent(ranks)) * heads_apart(case, stage, ranks)
     axes = case.axes(stage)
     for rank in stage.ranks - ranks - OUTER:
         if rank in axes:
@@ -58,6 +58,13 @@ def array_reads(case: Case, stage: Stage, ranks: Ranks) -> float:
         elif rank == QUERY and KEY in ranks:
             words *= case.row_blocks
     return words * (case.live_steps(stage) if KEY in ranks or stage.walk == "pairs" else 1.0)
+
+
+def heads_apart(case: Case, stage: Stage, ranks: Ranks) -> int:
+    """How many heads take the same elements one after another. The query heads of a KV head share its keys, whose tiles
+    all their rows pass; whatever else several heads or sequences share is taken by each on its own."""
+    shared = OUTER & (stage.ranks - ranks)
+    return case.extent(shared if QUERY in ranks or QUERY not in stage.ranks else shared - {"J"})
 
 
 def inputs(case: Case) -> Iterator[Move]:
@@ -70,6 +77,8 @@ def inputs(case: Case) -> Iterator[Move]:
             continue
         taken = [array_reads(case, stage, tensor.ranks) for stage in readers]
         fills = float(case.extent(tensor.ranks))
+        if tensor.ranks & {QUERY, KEY}:
+            fills *= max(heads_apart(case, stage, tensor.ranks) for stage in readers)
         if where == "tile":
             fills *= len({s.loop for s in readers}) * refetch(case, tensor, readers)
         else:
@@ -104,6 +113,8 @@ def results(case: Case) -> Iterator[Move]:
             )  # fmt: skip
         elif tensor.over_pairs or (stage.walk == "keys" and KEY in stage.out):
             yield from _changes(case, stage, tensor)
+        elif case.design.schedule.rule == "phases" and _changes_units(case, tensor):
+            yield from _between_phases(case, stage, tensor)
         elif tensor.carried:
             yield from _state(case, stage, tensor)
         else:
@@ -156,6 +167,15 @@ def _state(case: Case, stage: Stage, tensor: Datum) -> Iterator[Move]:
     for loop in {s.loop for s in case.flow.readers(tensor.name)} - {stage.loop}:
         reader = next(s for s in case.flow.readers(tensor.name) if s.loop == loop)
         yield Move(tensor.name, reader.name, buffer_reads=float(case.extent(tensor.rows)))
+
+
+def _between_phases(case: Case, stage: Stage, tensor: Datum) -> Iterator[Move]:
+    """A summary that another phase needs: through DRAM, like everything between phases."""
+    words = case.extent(tensor.ranks) * case.live_steps(stage)
+    yield Move(tensor.name, stage.name, dram_writes=words)
+    for unit in sorted({s.unit for s in case.flow.readers(tensor.name)}):
+        reader = next(s for s in case.flow.readers(tensor.name) if s.unit == unit)
+        yield Move(tensor.name, reader.name, dram_reads=words)
 
 
 def _summary(case: Case, stage: Stage, tensor: Datum, partial: int) -> Iterator[Move]:

@@ -157,6 +157,23 @@ def test_what_outlives_a_pass_is_spilled_when_it_must_be() -> None:
     assert spills.dram_bytes == pytest.approx(2 * 256 * (E + F) * (1 + blocks) + per_score)
 
 
+def test_what_heads_share_is_taken_by_each() -> None:
+    """One bias matrix for all heads is fetched for every head, the keys of a KV head once for all of its queries."""
+    made, design = array(), load_design("binding")
+    shape = {"heads": 8, "kv_heads": 2, "batch": 3, "seq_q": 512, "head_dim": 64}
+    plain, biased = (run(Workload.attention(**shape, bias=b), made, design) for b in ((), "dense_bias_shared"))  # type: ignore[arg-type]
+    assert plain.dram_bytes == 2 * 3 * 512 * 64 * (8 * 2 + 2 * 2)
+    assert biased.dram_bytes - plain.dram_bytes == 2 * 3 * 8 * 512**2
+
+
+def test_phases_pass_everything_through_dram() -> None:
+    """One-pass attention without fusion: scores, weights and the chunks' results change arrays, each out and in once."""
+    m, chunks = 64, 64 // SIDE
+    found = on(small(2**20, "flat"), "unfused", m=m, n=m, heads=1)
+    assert found.dram_bytes == 2 * (2 * m * (E + F) + 2 * 2 * m * m + 2 * m * chunks * F)
+    assert [e.einsums[0] for e in found.epochs] == ["BQK", "LM", "SLNV", "PRM"]
+
+
 def test_the_buffer_can_limit() -> None:
     workload, design = Workload.attention(heads=8, seq_q=8192, head_dim=64), load_design("binding")
     free = run(workload, array(), design)
