@@ -29,6 +29,7 @@ VERBS = {
     "tune": "The best configuration of a kernel: simulator first, few measurements; or by replay of a record.",
     "bias": "The rank of an attention bias, its error, and what its factors buy on a target.",
     "reproduce": "A paper's tables recomputed, beside the published values.",
+    "calibrate": "A kernel family's constants fitted on measured cases, judged on rows or a device left out.",
     "compare": "Measured cases against predictions: errors per group, worst cases, the plain roofline beside.",
     "report": "A self-contained HTML page: rooflines, predictions, passes, sources.",
     "doctor": "Versions, GPU, extras, reference data found.",
@@ -65,6 +66,8 @@ def application(chosen: str) -> typer.Typer:
     for verb, summary in VERBS.items():
         module = importlib.import_module(f"einsight.cli.{verb}") if verb == chosen else None
         if hasattr(module, "group"):
+            for command in module.group.registered_commands:
+                command.callback = _interruptible(command.callback)
             app.add_typer(module.group, name=verb, short_help=summary)
         else:
             app.command(verb, short_help=summary)(_interruptible(module.run if module else _not_loaded))

@@ -94,7 +94,7 @@ def compare(
     names = {what: np.full(n, "", dtype=NAME) for what in ("target", "family", "bound")}
     unpredicted: dict[str, int] = {}
     notes: dict[str, None] = {}
-    for part in _parts(measured, target, family):
+    for part in parts(measured, target, family):
         index, some, gpu = part.index, measured.take(part.index), part.gpu
         rows = rows_of(some)
         why = part.why or (gpu is not None and families(part.family).why_unusable(gpu, str(rows.dtype[0]))) or ""
@@ -163,7 +163,7 @@ def _keys_read(rows: Rows) -> Numbers:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Part:
+class Part:
     """Rows with one device, framework, kernel, phase, pair of dtypes and family; `why` says why there is no prediction."""
 
     index: Places
@@ -172,8 +172,8 @@ class _Part:
     why: str = ""
 
 
-def _parts(measured: Measured, target: str | None, family: str | None) -> Iterator[_Part]:
-    """Every row once."""
+def parts(measured: Measured, target: str | None = None, family: str | None = None) -> Iterator[Part]:
+    """Every row once, joined by the tables of devices and kernels or by the target and family given."""
     columns = ("device", "framework", "kernel", "phase", "dtype", "kv_dtype")
     _, number = group_ids([measured.column(name) for name in columns])
     order = np.argsort(number, kind="stable")
@@ -183,7 +183,7 @@ def _parts(measured: Measured, target: str | None, family: str | None) -> Iterat
         gpu = _gpu(first["device"], target)
         if unknown or gpu is None:
             device = f"device '{first['device']}' stands in no profile; --target names one for it"
-            yield _Part(index, why=device if gpu is None else f"{' and '.join(unknown)}: no element type of ours")
+            yield Part(index, why=device if gpu is None else f"{' and '.join(unknown)}: no element type of ours")
             continue
         some = measured.take(index)
         named = np.full(len(index), family or "", dtype=NAME)
@@ -191,7 +191,7 @@ def _parts(measured: Measured, target: str | None, family: str | None) -> Iterat
             sizes = some.heads_q, some.heads_kv, some.head_dim
             named = family_for(first["kernel"], first["framework"], first["phase"], gpu, *sizes)
         for name in np.unique(named).tolist():
-            yield _Part(index[named == name], gpu, name, "" if name else _unknown_kernel(first, gpu))
+            yield Part(index[named == name], gpu, name, "" if name else _unknown_kernel(first, gpu))
 
 
 def _unknown_kernel(first: dict[str, str], gpu: Gpu) -> str:

@@ -152,3 +152,26 @@ def row_hashes(rows: Rows) -> NDArray[np.int64]:
     return np.array([int.from_bytes(blake2b(t.encode(), digest_size=7).digest(), "big") for t in texts], dtype=np.int64)
 
 
+
+
+TILE_CONSTANTS = (
+    "launch_s", "mma_efficiency", "unhidden", "unhidden_memory", "vector_per_score", "block_cycles",
+    "block_bytes_per_cycle", "tile_cycles", "hbm_fraction", "l2_usable",
+)  # fmt: skip
+PHASE_CONSTANTS: Mapping[str, tuple[str, ...]] = {
+    "prefill": ("joule_per_flop", "kv_copy", "q_copy", "token_cycles", "uneven_s"),
+    "decode": ("uneven_s", "regroup_s", "combine_s", "split_s", "sequence_s"),
+}
+
+
+def constants_for(family: Family, phase: str) -> tuple[str, ...]:
+    """The constants that measurements of a phase can tell: those of every tile, and what the phase alone does."""
+    own = PHASE_CONSTANTS[phase]
+    merges = ("combine_s",) if family.split[phase].rule != "none" and "combine_s" not in own else ()
+    return (*TILE_CONSTANTS, *own, *merges)
+
+
+def held_out(rows: Rows) -> NDArray[np.bool_]:
+    """The rows that a fit never sees: what it is judged on."""
+    found: NDArray[np.bool_] = row_hashes(rows) % 2 == 1
+    return found

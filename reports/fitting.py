@@ -1,0 +1,185 @@
+"""Families fitted on measured tables: which rows go into which fit, and the family file that holds the outcome.
+
+A fit is for one architecture, phase, framework and pair of element types: what the constants may depend on. Devices of
+one architecture are fitted together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from einsight.reports.compare import SHORT_MS, parts, rows_of
+from einsight.reports.measured import Measured
+from einsight.reports.outliers import set_aside
+from einsight.sim.calibration import Calibration, Sample, constants_for, fit, held_out, with_constants
+from einsight.sim.family import CONSTANTS, Family, Fit
+from einsight.sim.hardware import Gpu
+from einsight.sim.kernel_names import framework_name
+from einsight.sim.rows import Rows, times
+
+FEWEST_ROWS = 40
+"""Rows below which there is nothing to fit a dozen constants on."""
+MOST_ROWS = 1500
+"""Rows that one fit looks at; more change the held-out error by less than the tables' noise."""
+
+
+class FittingError(ValueError):
+    """Nothing to fit, or a family file that cannot be extended."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ground:
+    """What the constants of one fit hold for."""
+
+    architecture: str
+    phase: str
+    framework: str
+    dtypes: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """One fit: its ground, the devices that it saw, what was found, and the half width of the 90 % interval."""
+
+    ground: Ground
+    devices: tuple[str, ...]
+    found: Calibration
+    interval: float
+
+    @property
+    def constants(self) -> dict[str, float]:
+        return {**self.found.constants, "interval": self.interval}
+
+    def as_fit(self, fitted_on: str) -> Fit:
+        """As a family holds it."""
+        g, c = self.ground, self.found
+        error = (
+            f"{c.error_held_out:.1f} % mean over {c.rows_held_out} held-out rows, p90 {c.p90_held_out:.1f} %; "
+            f"{c.error_before:.1f} % before"
+        )
+        rounded = {name: float(_number(value)) for name, value in self.constants.items()}
+        on = f"{fitted_on}: {c.rows_fitted} rows of {', '.join(self.devices)}"
+        return Fit(g.architecture, g.phase, g.dtypes, rounded, on, error, g.framework)
+
+
+def samples(measured: Measured, family: Family, leave_out: str | None = None) -> dict[Ground, list[Sample]]:
+    """The rows that a family can be fitted on, by ground and device: at least 15 us long, and not noise.
+
+    leave_out   profile whose rows stay out
+    """
+    kept = measured.take((measured.latency_ms >= SHORT_MS) & ~set_aside(measured))
+    found: dict[tuple[Ground, str], list[tuple[Gpu, Measured]]] = {}
+    for part in parts(kept):
+        if part.gpu is None or part.family != family.name or part.gpu.name == leave_out:
+            continue
+        some = kept.take(part.index)
+        rows = rows_of(some.take(np.array([0])))
+        ground = Ground(
+            part.gpu.architecture.name, str(some.phase[0]), framework_name(str(some.framework[0])),
+            (str(rows.dtype[0]), str(rows.kv_dtype[0])),
+        )  # fmt: skip
+        found.setdefault((ground, part.gpu.name), []).append((part.gpu, some))
+    out: dict[Ground, list[Sample]] = {}
+    for (ground, _), pieces in sorted(found.items(), key=lambda item: item[0]):
+        out.setdefault(ground, []).append(_sample(pieces))
+    return {ground: s for ground, s in out.items() if sum(len(x.rows) for x in s) >= FEWEST_ROWS}
+
+
+def calibrate(grounds: Mapping[Ground, Sequence[Sample]], family: Family) -> list[Fitted]:
+    """Every ground's fit, from the family's assumed constants: fitted on one half of the rows, judged on the other."""
+    start = replace(family, fits=())
+    out = []
+    for ground, made in grounds.items():
+        found = fit(made, start, constants_for(start, ground.phase), MOST_ROWS)
+        interval = _interval(made, with_constants(start, list(found.constants), list(found.constants.values())))
+        out.append(Fitted(ground, tuple(s.gpu.name for s in made), found, interval))
+    return out
+
+
+def without(device: str, fits: Sequence[Fitted], measured: Measured, family: Family) -> list[Fitted]:
+    """The fits that a family would have if the device had never been measured; those that did not see it are as they are."""
+    shared = {f.ground for f in fits if device in f.devices}
+    remaining = {g: made for g, made in samples(measured, family, device).items() if g in shared}
+    return [f for f in fits if f.ground not in shared] + calibrate(remaining, family)
+
+
+def fitted_family(family: Family, fits: Sequence[Fitted], fitted_on: str) -> Family:
+    """The family with these fits and no others."""
+    return replace(family, fits=tuple(f.as_fit(fitted_on) for f in fits))
+
+
+def described(files: Sequence[Path]) -> str:
+    """Names of the files and the first 16 digits of the SHA-256 of each: what a fit was made on."""
+    return ", ".join(f"{file.name} (sha256 {sha256(file.read_bytes()).hexdigest()[:16]})" for file in files)
+
+
+def with_fits(text: str, old: Sequence[Fit], new: Sequence[Fitted], fitted_on: str) -> str:
+    """The family file `text`, whose fits are `old`, with `new` ones: those of the same ground replaced, all else kept."""
+    head, entries, tail = _split(text)
+    if len(entries) != len(old):
+        raise FittingError(f"the list of fits has {len(entries)} entries that begin with '  - '; expected {len(old)}")
+    kept = {_ground(f): entry for f, entry in zip(old, entries, strict=True)}
+    kept |= {f.ground: _entry(f, fitted_on) for f in new}
+    return head + "fits:\n" + "".join(kept[g] for g in sorted(kept)) + tail
+
+
+def _sample(pieces: Sequence[tuple[Gpu, Measured]]) -> Sample:
+    rows = [rows_of(some) for _, some in pieces]
+    joined = Rows(*(np.concatenate([getattr(r, name) for r in rows]) for name in Rows.__slots__))
+    return Sample(pieces[0][0], joined, np.concatenate([some.latency_ms for _, some in pieces]) * 1e-3)
+
+
+def _interval(made: Sequence[Sample], fitted: Family) -> float:
+    """Half width of the interval time / (1 + w) to time (1 + w) that holds 90 % of the held-out rows."""
+    away = []
+    for sample in made:
+        rest = held_out(sample.rows)
+        away.append(np.abs(np.log(times(sample.rows.take(rest), sample.gpu, fitted) / sample.measured_s[rest])))
+    low, high = CONSTANTS["interval"].low, CONSTANTS["interval"].high
+    return float(np.clip(np.expm1(np.percentile(np.concatenate(away), 90)), low, high))
+
+
+def _ground(f: Fit) -> Ground:
+    return Ground(f.architecture, f.phase, f.framework, (f.dtypes[0], f.dtypes[-1]))
+
+
+def _split(text: str) -> tuple[str, list[str], str]:
+    """(what stands before the key `fits`, its entries, what follows)."""
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    begin = next((k for k, line in enumerate(lines) if line.startswith("fits:")), None)
+    if begin is None:
+        return "".join(lines), [], ""
+    end = next((k for k in range(begin + 1, len(lines)) if not lines[k].startswith((" ", "-"))), len(lines))
+    entries: list[str] = []
+    for line in lines[begin + 1 : end]:
+        if line.startswith("  - "):
+            entries.append("")
+        if entries:
+            entries[-1] += line
+    return "".join(lines[:begin]), entries, "".join(lines[end:])
+
+
+def _entry(fitted: Fitted, fitted_on: str) -> str:
+    """The YAML of one fit; every constant with its standard error."""
+    f = fitted.as_fit(fitted_on)
+    lines = [
+        f"  - architecture: {f.architecture}", f"    phase: {f.phase}", f"    framework: {f.framework}",
+        f"    dtypes: [{', '.join(f.dtypes)}]", f'    fitted_on: "{f.fitted_on}"', f'    error: "{f.error}"', "    constants:",
+    ]  # fmt: skip
+    for name, value in f.constants.items():
+        error = fitted.found.uncertainty.get(name)
+        lines.append(f"      {name}: {_number(value)}" + ("" if error is None else f"  # +- {error:.2g}"))
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    """Four digits, as the reader of families takes numbers: with a point, the exponent signed."""
+    rounded = float(f"{value:.4g}")
+    return f"{rounded:.3e}" if 0.0 < abs(rounded) < 1e-3 else repr(rounded)
