@@ -20,6 +20,7 @@ Rows = NDArray[np.int64]
 FIRST, FIRST_WITH_PRIOR = 16, 16  # measurements before the model is asked
 OWN, OWN_WITH_PRIOR = 0.01, 0.1  # expected share of single configurations' deviations; a prior errs on single ones too
 REFIT = 10  # measurements between two fits of the hyperparameters, at least; a tenth of what was seen, beyond 100
+ITERATIONS = 20  # of the optimiser in a fit, which starts where the last one ended
 ALIKE = 2  # of the first batch, at most this many that differ from a candidate in a single parameter
 ONE_THREAD = ThreadpoolController()  # the matrices are small: a second BLAS thread costs more than it brings
 TRUST = 0.5  # weight, in observations, of the assumption that the prior's slope is 1
@@ -106,7 +107,7 @@ class Pool:
         stale = any(r in self._seen for r in self._believed) or not self._believed <= self._pending
         if len(rows) >= self._refit_at or stale or not self._modelled:
             fit_hyper = len(rows) >= self._refit_at
-            self._fit(np.array(rows, dtype=np.int64), 20 if fit_hyper else 0)
+            self._fit(np.array(rows, dtype=np.int64), ITERATIONS if fit_hyper else 0)
             if fit_hyper:
                 self._refit_at = len(rows) + max(REFIT, len(rows) // 10)
         known = set(self._modelled)

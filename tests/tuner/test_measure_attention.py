@@ -11,8 +11,10 @@ import pytest
 from einsight.kernels.spaces import Config
 from einsight.tuner.measure_attention import UnsupportedWorkload, launch_of, request
 
-SMALL = {"cascade": "one_pass", "sizes": {"b": 1, "h": 4, "g": 2, "m": 48, "n": 64, "e": 32, "f": 32}, "dtype": "fp16", "phase": "prefill",
-         "cache": "warm", "mask": ["causal", {"window": 40}]}  # fmt: skip
+SMALL = {
+    "cascade": "one_pass", "sizes": {"b": 1, "h": 4, "g": 2, "m": 48, "n": 64, "e": 32, "f": 32}, "dtype": "fp16",
+    "phase": "prefill", "cache": "warm", "mask": ["causal", {"window": 40}],
+}  # fmt: skip
 CONFIG = {"block_m": 32, "block_n": 32, "num_warps": 2, "num_stages": 1}
 
 

@@ -1,0 +1,169 @@
+"""The search against recorded spaces, beside random search and TPE in the same run; and what an ask costs.
+
+    python benchmarks/bench_tuner.py                     every recorded space, 50 seeds, 200 evaluations (about 30 minutes)
+    python benchmarks/bench_tuner.py --write             the same, and the tables of docs/tuner.md from it
+    python benchmarks/bench_tuner.py --space convolution_a100 --seeds 10
+
+Spaces: the folder `tuner_spaces` of the reference data (EINSIGHT_REFERENCE). Finished parts are kept in --results, so a
+run that was stopped goes on. Exit code 1 where a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from einsight.tuner.pool import Pool
+from einsight.tuner.prior import noisy
+from einsight.tuner.recorded import Recorded, load
+from einsight.tuner.replay import Replay, paired_difference, random_curve, replay
+from einsight.tuner.space import enumerated
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = Path(os.environ.get("EINSIGHT_REFERENCE", ROOT.parent / "shared" / "reference")) / "tuner_spaces"
+AT = (16, 32, 64, 100, 200)
+METHODS = ("pool", "pool, noisy:0.9", "tpe", "random")
+BARS = {"gemm": 95.0, "convolution": 88.0, "dedispersion": 90.0}  # percent of the optimum after 200, no prior
+PRIOR_BARS = {32: 94.0, 100: 97.0, 200: 99.0}
+EASY = 97.0  # where random search gets this far, nothing is asked of the comparison
+ASK_BAR_S, ASK_SPACE, ASKS = 0.05, 10, 200
+BEGIN, END = "<!-- bench_tuner: begin -->", "<!-- bench_tuner: end -->"
+
+
+def runs(recorded: Recorded, method: str, trials: int, seeds: int) -> Replay:
+    name, _, prior = method.partition(", ")
+    times = recorded.times_s
+    believed = (lambda seed: noisy(times, float(prior.partition(":")[2]), seed)) if prior else None
+    return replay(recorded, name, trials, range(seeds), believed)
+
+
+def part(recorded: Recorded, method: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Percent of the optimum of every seed after AT evaluations, kept in the results file."""
+    key = f"{recorded.name}/{method}/{given.trials}/{given.seeds}"
+    kept = json.loads(given.results.read_text()) if given.results.exists() else {}
+    if key not in kept:
+        begin = time.perf_counter()
+        done = runs(recorded, method, given.trials, given.seeds)
+        percent = 100 * done.fraction[:, [min(k, given.trials) - 1 for k in AT]]
+        kept[key] = {"percent": percent.round(4).tolist(), "seconds": (time.perf_counter() - begin) / given.seeds,
+                     "to": [done.evaluations_to(p) for p in (1, 2, 5)]}  # fmt: skip
+        given.results.parent.mkdir(parents=True, exist_ok=True)
+        given.results.write_text(json.dumps(kept))
+    found: dict[str, Any] = kept[key]
+    return found
+
+
+def tables(given: argparse.Namespace) -> Iterator[str]:
+    """Markdown lines; after them, `missed` lists the bars that were not reached."""
+    missed: list[str] = given.missed
+    yield f"{given.seeds} seeds. Mean percent of the optimum after so many evaluations, +- half the 95 % interval."
+    yield ""
+    yield "| space | method | " + " | ".join(map(str, AT)) + " | to 1 / 2 / 5 % (median) | s per run |"
+    yield "|---|---|" + "---|" * (len(AT) + 2)
+    compared = []
+    for recorded in spaces(given.space):
+        chance = random_curve(recorded, given.trials)
+        percent = {}
+        for method in METHODS:
+            found = part(recorded, method, given)
+            percent[method] = np.array(found["percent"])
+            yield row(recorded, method, percent[method], found)
+        exact = " | ".join(f"{chance[min(k, given.trials) - 1]:.1f}" for k in AT)
+        yield f"| {recorded.name} | random, exact | {exact} | | |"
+        missed += judge(recorded, percent, given)
+        compared.append((recorded.name, percent, float(chance[-1])))
+    yield from ["", f"After {given.trials} evaluations, ours less the other, same seeds:", ""]
+    yield "| space | less TPE | less random | random reaches |"
+    yield "|---|---|---|---|"
+    for name, percent, chance_end in compared:
+        told = [paired_difference(percent["pool"][:, -1], percent[m][:, -1]) for m in ("tpe", "random")]
+        yield f"| {name} | " + " | ".join(f"{mean:+.1f} +- {half:.1f}" for mean, half in told) + f" | {chance_end:.1f} |"
+
+
+def row(recorded: Recorded, method: str, percent: np.ndarray, found: dict[str, Any]) -> str:
+    half = 1.96 * percent.std(0, ddof=1) / np.sqrt(len(percent))
+    cells = [f"{m:.1f} +- {h:.1f}" for m, h in zip(percent.mean(0), half, strict=True)]
+    to = " / ".join("-" if median is None else f"{median:.0f}" for median, _ in found["to"])
+    return f"| {recorded.name} | {method} | {' | '.join(cells)} | {to} | {found['seconds']:.1f} |"
+
+
+def judge(recorded: Recorded, percent: dict[str, np.ndarray], given: argparse.Namespace) -> list[str]:
+    """The bars of this space that are missed."""
+    ours, name = percent["pool"][:, -1], recorded.name
+    bar = next((bar for kind, bar in BARS.items() if name.startswith(kind)), 0.0)
+    missed = [f"{name}: {ours.mean():.1f} % < {bar}"] if ours.mean() < bar else []
+    if percent["random"][:, -1].mean() < EASY:
+        for method in ("tpe", "random"):
+            mean, half = paired_difference(ours, percent[method][:, -1])
+            if mean <= half:
+                missed.append(f"{name}: above {method} by {mean:.1f} +- {half:.1f}")
+    for k, bar in PRIOR_BARS.items():
+        mean = percent["pool, noisy:0.9"][:, AT.index(k)].mean()
+        if mean < bar:
+            missed.append(f"{name}, prior, after {k}: {mean:.1f} % < {bar}")
+    return missed if given.trials == AT[-1] else []
+
+
+def spaces(chosen: list[str] | None) -> Iterator[Recorded]:
+    for path in sorted(REFERENCE.glob("*.json.gz")):
+        if not chosen or path.name.split(".")[0] in chosen:
+            yield load(path)
+
+
+def ask_times() -> np.ndarray:
+    """Seconds of each proposal on a space of 10,000 configurations, 200 of them, with failures among them."""
+    ten = range(1, ASK_SPACE + 1)
+    space = enumerated("large", [{"a": a, "b": b, "c": c, "d": d} for a in ten for b in ten for c in ten for d in ten])
+    pool, taken = Pool(space.coordinates, None, 0, space.features), []
+    for _ in range(ASKS):
+        begin = time.perf_counter()
+        proposed = pool.propose()
+        taken.append(time.perf_counter() - begin)
+        assert proposed is not None
+        a, b, c, d = (int(i) for i in space.points[proposed])
+        pool.observe(proposed, None if (a + b) % 7 == 0 else float(np.log(1 + (a - 3) ** 2 + abs(b - c) + 0.1 * d)))
+    return np.array(taken)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--space", action="append", help="only this one; repeatable")
+    parser.add_argument("--results", type=Path, default=ROOT / "out" / "bench_tuner.json", help="finished parts")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/tuner.md")
+    given = parser.parse_args()
+    given.missed = []
+    lines = []
+    asks = ask_times()
+    middle, high, most = (1e3 * np.quantile(asks, q) for q in (0.5, 0.95, 1.0))
+    told = f"An ask on 10,000 configurations: mean {1e3 * asks.mean():.1f} ms; "
+    told += f"median {middle:.1f}, 95 % under {high:.0f}, worst {most:.0f}."
+    if asks.mean() > ASK_BAR_S:
+        given.missed.append(told)
+    for line in [told, "", *([] if REFERENCE.is_dir() else [f"no recorded spaces in {REFERENCE}"])]:
+        print(line)
+        lines.append(line)
+    for line in tables(given):
+        print(line, flush=True)
+        lines.append(line)
+    for bar in given.missed:
+        print(f"missed: {bar}", file=sys.stderr)
+    if given.write:
+        page = ROOT / "docs" / "tuner.md"
+        text = page.read_text(encoding="utf-8")
+        before, _, rest = text.partition(BEGIN)
+        page.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    return 1 if given.missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
