@@ -42,7 +42,7 @@ Search = Annotated[bool, typer.Option("--search", help="Which array shape and bu
 Shapes = Annotated[str, typer.Option("--shapes", metavar="64,128x256", help="With --search: rows x columns.")]
 Buffers = Annotated[str, typer.Option("--buffers", metavar="512k,4m", help="With --search: buffers in bytes.")]
 File = Annotated[Path | None, typer.Option("--workload", metavar="FILE.yaml", help="With --search: any workload.")]
-Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg|png", help="With --search: draw the points.")]
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg|png", help="With --search or --pareto: draw the arrays.")]
 Ports = Annotated[bool, typer.Option("--buffer-ports", help="With --search: let the buffer's ports limit the speed.")]
 Reference = Annotated[Path | None, typer.Option("--reference", metavar="DIR", help="Folder of the artifact's tables.")]
 
@@ -79,7 +79,7 @@ def run(
     switches = ARTIFACT if artifact else frozenset()
     folder = reference or Path(os.environ.get("EINSIGHT_REFERENCE", "../shared/reference")) / "fusemax"
     if pareto:
-        return _pareto(models, switches, folder, as_csv, as_json)
+        return _pareto(models, switches, folder, as_csv, as_json, plot)
     if search:
         tasks = reproduce_search.workloads(workload, models, [] if seq == "all" else _lengths(seq))
         targets = [TARGETS[d] for d in _chosen("--design", "binding" if design == "all" else design, TARGETS)]
@@ -230,8 +230,16 @@ PARETO_COLUMNS = (
 )  # fmt: skip
 
 
-def _pareto(models: Sequence[Model], switches: frozenset[str], folder: Path, as_csv: bool, as_json: bool) -> None:
+def _pareto(
+    models: Sequence[Model], switches: frozenset[str], folder: Path, as_csv: bool, as_json: bool, plot: Path | None
+) -> None:
     rows = fusemax.pareto(models, replicate=switches)
+    if plot is not None:
+        from einsight.reports.figures import arrays_figure, save  # matplotlib: half a second, only for a picture
+
+        points = [r.point for r in rows]
+        title = f"{', '.join(m.name for m in models)} at {fusemax.SIDES_SEQUENCE} tokens"
+        save(arrays_figure(points, points, title), plot)
     cells = [[*_values(r.row), r.side, r.memory_s, r.array_2d_s, r.array_1d_s, r.array_2d_um2, r.area_um2] for r in rows]
     if as_csv:
         return _csv(PARETO_COLUMNS, cells)

@@ -18,7 +18,7 @@ from einsight.sim.array_case import ARTIFACT
 from einsight.sim.array_design import load_design
 from einsight.sim.array_hardware import Array, load_array
 from einsight.sim.array_linear import LinearRun, encoder_layer, run_linear
-from einsight.sim.array_search import resized
+from einsight.sim.array_search import Point, resized
 from einsight.sim.workload import Workload
 
 BATCH = 64
@@ -112,6 +112,7 @@ class ParetoRow:
     array_1d_s: float
     array_2d_um2: float
     area_um2: float
+    point: Point
 
 
 def length(text: str) -> int:
@@ -196,6 +197,7 @@ def _sized(model: Model, side: int, replicate: frozenset[str]) -> ParetoRow:
     return ParetoRow(
         _row("binding", model, SIDES_SEQUENCE, found), side, found.bounds_s["DRAM"], found.bounds_s["2-D array"],
         found.bounds_s["1-D array"], areas["2-D array"], sum(areas.values()),
+        Point(array, found),
     )  # fmt: skip
 
 

@@ -42,6 +42,12 @@ def test_csv_of_layers_and_arrays(einsight: Einsight) -> None:
     assert len(arrays) == 24 and {r["pe_dim"] for r in arrays} == {"16", "32", "64", "128", "256", "512"}
 
 
+def test_arrays_of_the_paper_as_a_picture(einsight: Einsight, tmp_path: Path) -> None:
+    file = tmp_path / "sides.svg"
+    ran = einsight("reproduce", "fusemax", "--pareto", "--model", "BERT", "--plot", str(file))
+    assert ran.code == 0 and "512x512" in file.read_text(encoding="utf-8")
+
+
 def test_sizes_and_arrays_that_no_table_has(einsight: Einsight) -> None:
     words = ("reproduce", "fusemax", "--csv", "--artifact", "--design", "binding", "--model", "BERT")
     (row,) = rows(einsight(*words, "--seq", "24K", "--head-dim", "96", "--heads", "5", "--array", "edge-32").out)
