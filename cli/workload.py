@@ -70,8 +70,7 @@ class Shape:
     def workload(self) -> Workload:
         """The explicit options as a workload."""
         if self.heads is None:
-            what = "the number of query heads, such as --heads 32 (or a workload file, or --model config.json)"
-            raise CommandError("--heads", None, what)
+            raise CommandError("--heads", None, "the number of query heads, such as --heads 32")
         queries, keys = self.lengths
         mask: list[Any] = ["causal"] if self.causal else []
         if window := _optional(self.window, "--window"):
@@ -139,6 +138,8 @@ def cases(files: Sequence[Path], model: Path | None, shape: Shape) -> list[Case]
         raise CommandError("WORKLOAD.yaml", str(cascade), f"a workload; an algorithm is named by --cascade {cascade}")
     if files:
         return [Case((LayerGroup(w, 1),)) for file in files for w in load_workloads(file)]
+    if model is None and shape.heads is None:
+        raise CommandError("--heads", None, "the number of query heads, a workload file, or --model config.json")
     if model is None:
         return [Case((LayerGroup(shape.workload(), 1),))]
     config = load_model(model)
