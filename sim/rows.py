@@ -53,12 +53,13 @@ def groups(rows: Rows) -> Iterator[tuple[Plan, Mask, NDArray[np.int64]]]:
     shape = np.stack([
         np.unique(rows.dtype, return_inverse=True)[1], np.unique(rows.kv_dtype, return_inverse=True)[1],
         rows.window.astype(np.int64), rows.value_dim.astype(np.int64) * 4096 + rows.head_dim.astype(np.int64),
+        rows.seq_q > 1,
     ], axis=1)  # fmt: skip
     _, inverse = np.unique(shape, axis=0, return_inverse=True)
     order = np.argsort(inverse.ravel(), kind="stable")
     for index in np.split(order, np.flatnonzero(np.diff(inverse.ravel()[order])) + 1):
         first = index[0]
-        kept: list[Restriction] = [Causal()]
+        kept: list[Restriction] = [Causal()] if rows.seq_q[first] > 1 else []  # the last query sees every key
         if rows.window[first] > 0:
             kept.append(Window(int(rows.window[first])))
         yield attention_plan(str(rows.dtype[first]), str(rows.kv_dtype[first])), Mask(tuple(kept)), index
