@@ -118,7 +118,8 @@ class Given:
 
         def matrix(h: int) -> Matrix:
             own = by_head[h : h + 1]
-            return (window_bias(own, rows, columns) if columns else toeplitz_bias(own, rows, rows))[0]
+            made = window_bias(own, rows, columns) if columns else toeplitz_bias(own, rows, rows)
+            return np.asarray(made[0])
 
         kind = f"table of a {rows}x{columns} window" if columns else f"table of {2 * rows - 1} offsets"
         self._same_heads(len(by_head))

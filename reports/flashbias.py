@@ -87,7 +87,7 @@ SDPA_NOTES = (
 TRITON_CONSTANTS = {
     "unhidden": (1.0, "num_stages = 1: loads, products and softmax of a block follow each other"),
     "unhidden_memory": (1.0, "num_stages = 1: nothing is prefetched"),
-    "tile_cycles": (1500.0, "five exposed trips of 300 cycles to L2: keys, factors, values, the accumulator's scale out and in"),
+    "tile_cycles": (1500.0, "five exposed trips of 300 cycles to L2: keys, factors, values, a scale out and in"),
 }
 HOST_S = 1e-4
 """Host time of one call of the Triton wrapper: ten framework calls (permute, contiguous, casts, allocations) of 5 us and one
@@ -299,8 +299,8 @@ def alphafold_rows(target: str = ASSUMED_TARGET) -> list[Row]:
     fused, factors = (predict(w, target).time_s for w in (with_matrix(work), concatenated(work, AF3_RANK)))
     size = f"N {AF3_TOKENS} assumed, R {AF3_RANK}"
     note = (
-        "GPU and N not stated; published: the whole inference, ours: triangle attention alone. All rows share the matrix, it stays"
-        " in L2, and rank 96 costs more than reading it: the published gain includes that the bias is no longer produced"
+        "GPU and N not stated; published: the whole inference, ours: triangle attention alone. Its rows share the matrix, it"
+        " stays in L2, and rank 96 costs more than reading it: the published gain must come from not producing the bias"
     )
     with_matrix_s = AF3_S["FA with the matrix"]
     rows = [Row(WHOLE, "AlphaFold-3: factors over FA with the matrix", size, "x", with_matrix_s / AF3_S["factors"],
@@ -324,7 +324,7 @@ def gpt2_rows(target: str = ASSUMED_TARGET) -> list[Row]:
     }
     published = {"Triton with factors": 91 / 52, "Triton with the matrix": 61 / 52, "SDPA with factors": 65 / 52}
     note = (
-        "figure, +-1 TFLOP/s; GPU not stated; R 2 padded to 8 (SDPA) or 16 (Triton). Ours lets the kernels that know of causality"
+        "figure, +-1 TFLOP/s; GPU not stated; R 2 padded to 8 (SDPA) or 16 (Triton). Ours lets kernels that know of causality"
         " skip half the tiles, and SDPA with one mask for both none; the published gains are smaller than that"
     )
     return [
@@ -373,5 +373,5 @@ def assumptions(target: str = ASSUMED_TARGET) -> tuple[str, ...]:
         *(f"Triton kernel, assumed: {name} {value:g}, {why}" for name, (value, why) in TRITON_CONSTANTS.items()),
         f"Triton kernel, assumed: {HOST_S * 1e6:.0f} us of host work a call; the longer of host and GPU counts",
         "Triton kernel: the factors' product runs in TF32, half the rate of fp16, and is counted as twice the padded rank",
-        "the assumed constants were chosen with the published table in view: these rows show consistency, they are no blind test",
+        "the assumed constants were chosen with the published table in view: a consistency check, not a blind test",
     )

@@ -49,8 +49,9 @@ def swin_v2_tables(heads: int, window: int = 24, hidden: int = 512, seed: int = 
     first = rng.normal(size=(2, hidden))
     shift = rng.normal(size=hidden)
     last = rng.normal(size=(hidden, heads)) / np.sqrt(hidden)
-    sharpness = np.geomspace(0.3, 6.0, heads)
-    response = np.maximum(grid @ first + shift, 0.0) @ last * sharpness
+    width = np.geomspace(0.2, 6.0, heads)  # of the coordinates: the wider, the sooner the hidden units saturate or switch
+    columns = [np.maximum(w * (grid @ first) + shift, 0.0) @ last[:, h] for h, w in enumerate(width)]
+    response = np.stack(columns, axis=-1)
     return np.asarray(16.0 / (1.0 + np.exp(-(response - response.mean(axis=0)))).T)
 
 

@@ -91,7 +91,7 @@ def split_alibi(
         key.append(np.broadcast_to(_digit(of_j, k, len(j)), (heads, len(j))))
     made = Factors(np.stack(query, axis=-1), np.stack(key, axis=-1))
     for name, side in (("query factor", made.query), ("key factor", made.key)):
-        if not np.array_equal(rounded(side, dtype), side):
+        if not (np.isfinite(side).all() and np.array_equal(rounded(side, dtype), side)):
             raise BiasError(name, f"entries up to {np.abs(side).max():g}", f"numbers of {dtype}")
     return made
 
