@@ -69,9 +69,9 @@ def grid_tiles(gna: Gna, first: Ints, last: Ints, start: Ints, end: Ints) -> tup
     """
     live = np.zeros((len(first), len(start)), bool)
     full = np.ones_like(live)
-    for queries in _boxes(first, last, gna.layout):
+    for queries in token_boxes(first, last, gna.layout):
         rows = np.flatnonzero(_present(queries))
-        for keys in _boxes(start, end, gna.layout):
+        for keys in token_boxes(start, end, gna.layout):
             columns = np.flatnonzero(_present(keys))
             if len(rows) and len(columns):
                 some = np.ones((len(rows), len(columns)), bool)
@@ -108,7 +108,7 @@ def _inside(span: Span, residue: int, dilation: int) -> Span:
     return -((residue - span[0]) // dilation), (span[1] - residue) // dilation
 
 
-def _boxes(first: Ints, last: Ints, layout: tuple[int, ...]) -> list[tuple[Span, ...]]:
+def token_boxes(first: Ints, last: Ints, layout: tuple[int, ...]) -> list[tuple[Span, ...]]:
     """Row-major ranges as boxes: the rest of the first line, whole lines between, the beginning of the last line."""
     if len(layout) == 1:
         return [((first, last),)]
@@ -118,8 +118,8 @@ def _boxes(first: Ints, last: Ints, layout: tuple[int, ...]) -> list[tuple[Span,
     same = top == bottom
     zero = np.zeros_like(first)
     between: tuple[Span, ...] = ((top + 1, bottom - 1), *((zero, zero + length - 1) for length in layout[1:]))
-    begins = _boxes(head, np.where(same, tail, inner - 1), layout[1:])
-    ends = _boxes(zero, tail, layout[1:])
+    begins = token_boxes(head, np.where(same, tail, inner - 1), layout[1:])
+    ends = token_boxes(zero, tail, layout[1:])
     closing = (np.where(same, bottom + 1, bottom), bottom)  # empty when the first line was the last
     return [((top, top), *box) for box in begins] + [between] + [(closing, *box) for box in ends]
 

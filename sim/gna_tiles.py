@@ -12,7 +12,7 @@ Starts and ends are zero, at the far border, or grow by S every S queries. Betwe
 counts are linear along every period of lcm(Q tile, KV tile, S) queries: two evaluations per tile of one period give the
 whole sum. Neither tokens nor tiles are walked (GNA: arXiv 2504.16922, section 3.2 and appendix B.1, for what is counted).
 
-Plain 1-D tiling (tiles of consecutive row-major tokens) is counted by `tiles`, pair by pair of tiles.
+Plain 1-D tiling (tiles of consecutive row-major tokens) is counted by `gna_flat`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from math import lcm, prod
 
 import numpy as np
 
+from einsight.sim.gna_flat import flat_tiles
 from einsight.sim.gna_ranges import Group, Ints, group_of
-from einsight.sim.mask import Gna, Mask, MaskError
-from einsight.sim.tiles import tile_histogram
+from einsight.sim.mask import Gna, MaskError
 
 TILINGS = ("static", "dynamic")
 Shape = tuple[int, ...]
@@ -246,7 +246,7 @@ def _group_pairs(group: Group) -> int:
 
 def _flat_tiles(gna: Gna, q_tile: int, kv_tile: int) -> GnaTiles:
     tokens = gna.tokens
-    found = tile_histogram(Mask((gna,)), tokens, tokens, q_tile, kv_tile)
+    found = flat_tiles(gna, q_tile, kv_tile)
     total, masked = int(found.total @ found.blocks), int(found.masked @ found.blocks)
     return GnaTiles(
         q_tiles=int(found.blocks.sum()), total=total, full=total - masked, uncut=total - masked,

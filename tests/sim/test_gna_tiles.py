@@ -9,15 +9,18 @@ from itertools import product
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from einsight.sim.gna_bounds import block_sparsity, natten_rule
 from einsight.sim.gna_brute import brute_tiles
+from einsight.sim.gna_flat import _row_counts
 from einsight.sim.gna_tiles import TILINGS, count_tiles, padded_shape, pairs
 from einsight.sim.mask import Gna, Mask, MaskError
 from einsight.sim.mask_pairs import live_points, members
+from einsight.sim.tiles import tile_histogram
 
 REFERENCE = Path(os.environ.get("EINSIGHT_REFERENCE", "../shared/reference")) / "gna"
 HUNYUAN = ((30, 48, 80), (18, 24, 24))
@@ -145,3 +148,24 @@ def test_long_lines_and_large_grids_cost_no_more_than_small_ones() -> None:
     large = min(seconds(gna((512, 512, 512), (100 + s, 90, 80), (s, 8, 8)), (2, 8, 8)) for s in (1, 2, 3))
     line = min(seconds(gna((1 << 33,), (2048 + s,), (256,)), (128,)) for s in (1, 2, 3))
     assert max(large, line) < 5 * small + 2e-3
+
+
+@settings(max_examples=80, deadline=None)
+@given(masks(), st.sampled_from([1, 3, 8, 16, 40]), st.sampled_from([1, 3, 8, 16, 40]))
+def test_rows_of_keys_count_what_pairs_of_tiles_count(mask: Gna, q: int, kv: int) -> None:
+    """The count that large plain 1-D tilings use, Q tile by Q tile, on grids small enough for the other one."""
+    if len(mask.layout) == 1 or max(mask.dilation) > 1:
+        return
+    n = mask.tokens
+    by_pairs = tile_histogram(Mask((mask,)), n, n, q, kv)
+    rows = [_row_counts(mask, a, min(a + q, n) - 1, kv) for a in range(0, n, q)]
+    assert sorted(v for v, _ in rows) == sorted(np.repeat(by_pairs.total, by_pairs.blocks).tolist())
+    assert sum(f for _, f in rows) <= int(by_pairs.full @ by_pairs.blocks)
+
+
+def test_plain_tiling_of_a_large_grid_is_sampled_or_refused() -> None:
+    start = time.perf_counter()
+    found = count_tiles(gna((512, 512, 512), (64, 64, 64)), (128,), (128,))
+    assert not found.exact and found.q_tiles == 512**3 // 128 and time.perf_counter() - start < 5
+    with pytest.raises(MaskError, match="tiles with one entry per dimension"):
+        count_tiles(gna((512, 512, 512), (64, 64, 64), dilation=(2, 2, 2)), (128,), (128,))
