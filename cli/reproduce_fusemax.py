@@ -42,7 +42,7 @@ Search = Annotated[bool, typer.Option("--search", help="Which array shape and bu
 Shapes = Annotated[str, typer.Option("--shapes", metavar="64,128x256", help="With --search: rows x columns.")]
 Buffers = Annotated[str, typer.Option("--buffers", metavar="512k,4m", help="With --search: buffers in bytes.")]
 File = Annotated[Path | None, typer.Option("--workload", metavar="FILE.yaml", help="With --search: any workload.")]
-Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg|png", help="With --search or --pareto: draw the arrays.")]
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg|png", help="With --search or --pareto: draw them.")]
 Ports = Annotated[bool, typer.Option("--buffer-ports", help="With --search: let the buffer's ports limit the speed.")]
 Reference = Annotated[Path | None, typer.Option("--reference", metavar="DIR", help="Folder of the artifact's tables.")]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from einsight.einsum.sizes import partitions
 from einsight.sim.array_case import ARTIFACT, BINARY_BANDWIDTH, Case, IllegalArray, check_functions
 from einsight.sim.array_design import Design, Residency
 from einsight.sim.array_energy import energies
@@ -98,9 +99,15 @@ def case_of(
         if dtype not in array.dtypes:
             raise IllegalArray(f"{array.name} computes in {', '.join(array.dtypes)}; {tensor} is {dtype}")
     sizes = workload.rank_sizes
-    rows = array.array_2d.sides[0]
-    sizes[INNER] = min(rows, sizes[KEY]) if sizes[KEY] else rows
+    sizes[INNER] = min(array.array_2d.sides[0], sizes[KEY])
     sizes[CHUNK] = -(-sizes[KEY] // sizes[INNER])
+    for whole, outer, inner in partitions(seen.cascade):
+        if whole == KEY:  # the array cuts the keys by its rows, whatever the cascade calls the chunks
+            sizes |= {outer: sizes[CHUNK], inner: sizes[INNER]}
+        elif inner in sizes:
+            sizes[outer] = -(-sizes[whole] // sizes[inner])
+        else:
+            raise IllegalArray(f"cascade {cascade.name} cuts {whole}; give the workload the size {inner.lower()}")
     widths = {t: DTYPE_BYTES[d] for t, d in dtypes.items()}
     return Case(array, design, seen, sizes, widths, workload.canonical_mask, design.residencies[0], replicate, limit_buffer)
 

@@ -133,11 +133,14 @@ def _stage(
 
 
 def canonical(cascade: Cascade, names: frozenset[str]) -> Ranks:
-    """Rank names of variables; all chunks of a rank together are the rank."""
+    """Rank names of variables; all chunks of a rank together are the rank, and those of the keys are N1 and N0."""
     found = {v.upper() for v in names}
     for rank in cascade.ranks:
         if rank.parts and set(rank.parts) <= found:
             found = found - set(rank.parts) | {rank.name}
+        elif rank.name == KEY and len(rank.parts) == 2:
+            own = dict(zip(rank.parts, (CHUNK, INNER), strict=True))
+            found = {own.get(name, name) for name in found}
     return frozenset(found)
 
 

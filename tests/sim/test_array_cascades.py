@@ -101,6 +101,14 @@ def test_an_operator_of_the_vector_array_moves_the_vector_array(tmp_path: Path) 
     assert found.bounds_s["2-D array"] == before.bounds_s["2-D array"]
 
 
+def test_the_names_of_the_chunks_do_not_matter(tmp_path: Path) -> None:
+    text = ONE_PASS.replace("N1", "T").replace("N0", "C").replace("n1", "t").replace("n0", "c")
+    path = tmp_path / "renamed.casc"
+    path.write_text(text, encoding="utf-8")
+    before, after = at("one_pass", array("fusemax")), at(str(path), array("fusemax"))
+    assert (before.time_s, before.dram_bytes, before.energy_pj) == (after.time_s, after.dram_bytes, after.energy_pj)
+
+
 LEGAL = {
     "flash1": "all but flat on binding and architecture", "one_pass": "all but flat on binding and architecture",
     "split_kv": "all but flat on binding and architecture", "stable_deferred": "all but flat on binding and architecture",

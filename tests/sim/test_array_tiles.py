@@ -73,6 +73,21 @@ def test_cycles_are_the_tiles_that_run(mn: tuple[int, int], mask: object, heads:
 
 @settings(max_examples=40)
 @given(sizes, st.sampled_from(MASKS), st.sampled_from([(2, 2), (4, 2)]))
+def test_cycles_of_an_output_stationary_array(mn: tuple[int, int], mask: object, heads: tuple[int, int]) -> None:
+    """Lanes over the keys of one row; an output of the second product passes every key that one of its queries sees."""
+    (m, n), (h, g) = mn, heads
+    found = on(small(65536, "flat"), "flat-fused", m=m, n=n, heads=h, groups=g, mask=mask, cascade="stable")
+    if found.case.residency.dataflow != "output":
+        return
+    seen = pairs(mask_from(mask), m, n, h // g)
+    assert found.cycles["QK"] == pytest.approx(g * E * live_tiles(seen, SIDE, SIDE), rel=1e-12)
+    assert found.cycles["AV"] == pytest.approx(g * -(-F // SIDE) * live_tiles(seen, SIDE, 1), rel=1e-12)
+    for name, per_tile in {"GM": 1, "SN": 2, "SD": 1, "A": 1}.items():
+        assert found.cycles[name] == pytest.approx(g * per_tile * live_tiles(seen, 1, SIDE), rel=1e-12)
+
+
+@settings(max_examples=40)
+@given(sizes, st.sampled_from(MASKS), st.sampled_from([(2, 2), (4, 2)]))
 def test_work_is_the_pairs_that_exist(mn: tuple[int, int], mask: object, heads: tuple[int, int]) -> None:
     (m, n), (h, g) = mn, heads
     found = on(small(), "binding", m=m, n=n, heads=h, groups=g, mask=mask)
