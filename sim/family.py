@@ -48,6 +48,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "kv_copy": Constant("", 0.0, 4.0, "times that a framework's own kernels move the new keys and values (cache writer)"),
     "q_copy": Constant("", 0.0, 4.0, "times that a framework's own kernels move queries or outputs"),
     "token_cycles": Constant("cycle", 0.0, 20.0, "cycles per new token and thread of a cache writer with a block per token"),
+    "uneven_copy": Constant("", 0.0, 10.0, "times that those kernels move new keys and values of different widths"),
     "uneven_s": Constant("s", 0.0, 1.5e-5, "extra framework kernels when keys and values have different widths"),
     "hbm_fraction": Constant("", 0.5, 1.0, "streaming bandwidth over the datasheet's"),
     "l2_usable": Constant("", 0.3, 1.1, "share of L2 that a re-read working set can occupy before it misses"),
@@ -58,7 +59,7 @@ CONSTANTS: Mapping[str, Constant] = {
 NEUTRAL: Mapping[str, float] = {
     "sequence_s": 0.0, "split_s": 0.0, "tile_cycles": 0.0, "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
     "joule_per_flop": 0.0, "kv_copy": 0.0, "q_copy": 0.0, "regroup_s": 0.0, "token_cycles": 0.0,
-    "uneven_s": 0.0, "mask_per_score": 0.0, "window_per_score": 0.0,
+    "uneven_s": 0.0, "mask_per_score": 0.0, "window_per_score": 0.0, "uneven_copy": 0.0,
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
 

@@ -16,7 +16,7 @@ from einsight.sim import strict_yaml
 from einsight.sim.hardware import DTYPES, PHASES
 from einsight.sim.strict_yaml import Item
 
-ADDED: tuple[str, ...] = ("kv_copy", "q_copy", "token_cycles", "uneven_s", "regroup_s")
+ADDED: tuple[str, ...] = ("kv_copy", "q_copy", "token_cycles", "uneven_s", "uneven_copy", "regroup_s")
 """Constants (of `family.CONSTANTS`) that are the framework's own."""
 LAUNCH = "launch_s"
 """Part framework, part kernel and device: taken from the framework only where it was fitted on the same architecture."""

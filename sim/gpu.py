@@ -209,8 +209,7 @@ def _assemble(
     merge = np.where(cases.splits > 1, family.constant("combine_s") + family.constant("split_s") * cases.splits, 0.0)
     merge = merge + 2.0 * partial / (arch.l2_bytes_per_cycle.value * sms * clock)
     launch = family.constant("launch_s") + family.constant("sequence_s") * cases.sizes["B"]
-    widths = {_row_width(t, cases) for s in work.sweeps for t in s.streams if QUERY not in t.ranks}
-    launch = launch + (family.constant("uneven_s") if len(widths) > 1 else 0.0)
+    launch = launch + (family.constant("uneven_s") if _uneven(work, cases) else 0.0)
     regroups = cases.pack & (cases.sizes["B"] > 1) & (cases.sizes["G"] > 1) & (cases.sizes["J"] > 1)
     launch = launch + np.where(regroups, family.constant("regroup_s"), 0.0)
     bounds["launch"] = launch + np.where(cases.splits > 1, family.constant("combine_s"), 0.0)
@@ -249,8 +248,11 @@ def tile_ones(cases: Cases) -> dict[str, Array]:
     return {**cases.sizes, **dict.fromkeys(ranks, ONE)}
 
 
-def _row_width(tensor: Tensor, cases: Cases) -> float:
-    return float(np.max(elements(tensor, tile_ones(cases))))
+def _uneven(work: KernelWork, cases: Cases) -> bool:
+    """Whether a key's streamed tensors (K and V) have different widths, so that one cache layout does not fit both."""
+    ones = tile_ones(cases)
+    streamed = [t for s in work.sweeps for t in s.streams if QUERY not in t.ranks]
+    return len({float(np.max(elements(t, ones))) for t in streamed}) > 1
 
 
 def copied_bytes(work: KernelWork, cases: Cases, family: Family) -> Array:
@@ -260,7 +262,8 @@ def copied_bytes(work: KernelWork, cases: Cases, family: Family) -> Array:
     one_step = [t for t in dict.fromkeys(t for s in work.sweeps for t in s.streams) if QUERY not in t.ranks]
     keys = sum((elements(t, cases.sizes) * new * (2.0 + cases.widths[t.name]) for t in one_step), ZERO)
     rows = sum((elements(t, cases.sizes) * (2.0 + cases.widths[t.name]) for t in work.residents if QUERY in t.ranks), ZERO)
-    return family.constant("kv_copy") * keys + family.constant("q_copy") * rows
+    uneven = family.constant("uneven_copy") if _uneven(work, cases) else 0.0
+    return (family.constant("kv_copy") + uneven) * keys + family.constant("q_copy") * rows
 
 
 def _copies(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Array:
