@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -193,9 +194,6 @@ def _blocks_per_sm(raw: Mapping[str, Any], limits: Limits) -> int:
 
 
 def _key(request: Request) -> str:
-    spec = find_spec(request.module)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"{request.module}: no such kernel module")
     triton = find_spec("triton")
     version = _triton_version(triton.origin if triton else None)
     payload = json.dumps([source_hash(request.module), version, asdict(request)], sort_keys=True)
@@ -204,11 +202,23 @@ def _key(request: Request) -> str:
 
 @lru_cache
 def source_hash(module: str) -> str:
-    """SHA-256 (first 16 hex digits) of a kernel module's text: what its records and cached builds are keyed by."""
+    """SHA-256 (first 16 hex digits) of a kernel module's text and of the kernel modules that it imports: what its
+    records and cached builds are keyed by. A module alone hashes as its text."""
+    return hashlib.sha256(b"".join(_texts(module, set()))).hexdigest()[:16]
+
+
+def _texts(module: str, seen: set[str]) -> Iterator[bytes]:
+    """The text of a module, then of those modules with Triton code in them that it imports, in the order of their names."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"{module}: no such kernel module")
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+    seen.add(module)
+    text = Path(spec.origin).read_bytes()
+    if len(seen) == 1 or b"@triton.jit" in text:
+        yield text
+        for found in sorted(set(re.findall(rb"^from (einsight\.kernels\.\w+) import", text, re.MULTILINE))):
+            if found.decode() not in seen:
+                yield from _texts(found.decode(), seen)
 
 
 def _triton_version(origin: str | None) -> str:

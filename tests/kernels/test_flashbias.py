@@ -23,7 +23,7 @@ SMALL = Config(32, 32, 4, 1)
 SHARED = {"own": (None, None), "shared by heads": (None, 1), "shared by batch": (1, None), "shared by all": (1, 1)}
 
 
-def inputs(device: str, dtype: Any, sizes: tuple[int, ...], rank: int, shared: tuple[int | None, int | None] = (None, None)) -> Any:
+def inputs(device: str, dtype: Any, sizes: tuple[int, ...], rank: int, shared: Any = (None, None)) -> Any:
     """q, k, v, dout and the bias: two factors of the rank, or a matrix where it is 0."""
     B, H, G, M, N, E, F = sizes
     b, h = shared[0] or B, shared[1] or H

@@ -1,0 +1,99 @@
+"""The kernels as PyTorch operators: schema, shapes without data, autograd, torch.compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed (extra `gpu`)")
+pytest.importorskip("triton", reason="triton is not installed (extra `gpu`)")
+
+from einsight.kernels import ops, references  # noqa: E402
+from einsight.kernels.band import band  # noqa: E402
+from einsight.kernels.spaces import Config  # noqa: E402
+
+HALF = torch.float16
+SMALL = {"config": Config(32, 32, 4, 1), "backward_config": Config(32, 32, 4, 1)}
+B, H, G, M, N, E, F = 2, 4, 2, 40, 70, 32, 32
+EXTRAS = {"attention": (), "flashbias": ((1, H, M, 4), (1, H, N, 4)), "attention_with_bias": ((B, 1, M, N),)}
+
+
+def inputs(device: str, name: str) -> list[Any]:
+    make = torch.Generator().manual_seed(0)
+    shapes = ((B, H, M, E), (B, G, N, E), (B, G, N, F), *EXTRAS[name])
+    return [torch.randn(*s, generator=make).to(HALF).to(device).requires_grad_() for s in shapes]
+
+
+def loss_of(function: Any, given: list[Any], **rest: Any) -> Any:
+    """A loss that depends on both results, unevenly."""
+    out, lse = function(*given, **rest)
+    weight = torch.linspace(-1.0, 1.0, out.numel(), dtype=torch.float64, device=out.device).reshape(out.shape)
+    return (out.double() * weight).sum() + lse.double().sin().sum()
+
+
+def plain(q: Any, k: Any, v: Any, *bias: Any, dtype: Any) -> Any:
+    matrix = bias[0] @ bias[1].mT if len(bias) == 2 else (bias[0] if bias else None)
+    return references.attention(q, k, v, bias=matrix, band=band(causal=True), dtype=dtype)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_autograd_through_both_results(device: str, name: str) -> None:
+    given = inputs(device, name)
+    got = torch.autograd.grad(loss_of(getattr(ops, name), given, causal=True, **SMALL), given)
+    judged = []
+    for dtype in (torch.float64, HALF):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in given]
+        judged.append(torch.autograd.grad(loss_of(plain, leaves, dtype=dtype), leaves))
+    for i, (ours, exact, same) in enumerate(zip(got, *judged, strict=True)):
+        assert ours.shape == exact.shape
+        assert references.largest_error(ours, exact) <= references.allowed_error(same, exact, HALF), i
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_torch_compile_sees_one_operator_and_changes_nothing(device: str, name: str) -> None:
+    given = inputs(device, name)
+    eager = torch.autograd.grad(loss_of(getattr(ops, name), given, causal=True, window=20, **SMALL), given)
+    backend = "aot_eager" if device == "cpu" else "inductor"  # inductor on a CPU needs a C++ compiler
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def compiled(*tensors: Any) -> Any:
+        return loss_of(getattr(ops, name), list(tensors), causal=True, window=20, **SMALL)
+
+    for ours, other in zip(torch.autograd.grad(compiled(*given), given), eager, strict=True):
+        assert references.largest_error(ours, other) <= 1e-3 * other.abs().max().item()
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_schema_fake_and_autograd_registration(device: str, name: str) -> None:
+    given, config = inputs(device, name), [32, 32, 4, 1]
+    middle = (None, None, None) if name == "attention" else (None, None)  # sink; lengths of queries and keys
+    cap = (None,) if name == "attention" else ()
+    operator = getattr(torch.ops.einsight, name).default
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(operator, (*given, *middle, 10, 0, "last", 0.2, *cap, config, config), test_utils=checks)
+
+
+def test_shapes_are_known_without_data() -> None:
+    with torch.device("meta"):
+        q, k, v = torch.empty(B, H, M, E), torch.empty(B, G, N, E), torch.empty(B, G, N, 64)
+    out, lse = ops.attention(q, k, v)
+    assert out.shape == (B, H, M, 64) and lse.shape == (B, H, M) and lse.dtype == torch.float32
+
+
+def test_the_sink_and_the_bias_are_trained_only_where_wanted(device: str) -> None:
+    q, k, v, bias = inputs(device, "attention_with_bias")
+    bias.requires_grad_(False)
+    loss_of(ops.attention_with_bias, [q, k, v, bias], **SMALL).backward()
+    assert bias.grad is None and q.grad.isfinite().all()
+    sink = torch.zeros(H, device=device, requires_grad=True)
+    ops.attention(q, k, v, sink=sink, **SMALL)[0].sum().backward()  # an expanded gradient: stride 0
+    assert sink.grad.shape == (H,) and sink.grad.abs().sum() > 0
+
+
+def test_errors_come_through(device: str) -> None:
+    q, k, v = inputs(device, "attention")
+    with pytest.raises(ValueError, match=r"3 query heads"):
+        ops.attention(q[:, :3], k, v)
+    with pytest.raises(ValueError, match=r"align: got 'middle'"):
+        ops.attention(q, k, v, align="middle")
