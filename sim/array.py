@@ -15,8 +15,9 @@ from einsight.sim.array_design import Design, Residency
 from einsight.sim.array_energy import energies
 from einsight.sim.array_flow import CHUNK, INNER, flow
 from einsight.sim.array_hardware import Array
+from einsight.sim.array_mapping import fit
 from einsight.sim.array_schedule import Epoch, epochs
-from einsight.sim.array_traffic import Move, fit, moves
+from einsight.sim.array_traffic import Move, moves
 from einsight.sim.hardware import DTYPE_BYTES
 from einsight.sim.work import KEY, QUERY
 from einsight.sim.workload import Workload

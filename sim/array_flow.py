@@ -91,6 +91,11 @@ class Flow:
     def readers(self, tensor: str) -> tuple[Stage, ...]:
         return tuple(s for s in self.stages if tensor in s.reads)
 
+    def changes_units(self, tensor: Datum) -> bool:
+        """Whether another array than the one that computes it reads the tensor."""
+        producer = self.producer(tensor.name)
+        return producer is not None and any(s.unit != producer.unit for s in self.readers(tensor.name))
+
     def on(self, unit: str) -> tuple[Stage, ...]:
         return tuple(s for s in self.stages if s.unit == unit)
 
