@@ -125,7 +125,7 @@ def with_fits(text: str, old: Sequence[Fit], new: Sequence[Fitted], fitted_on: s
         raise FittingError(f"the list of fits has {len(entries)} entries that begin with '  - '; expected {len(old)}")
     kept = {_ground(f): entry for f, entry in zip(old, entries, strict=True)}
     kept |= {f.ground: _entry(f, fitted_on) for f in new}
-    return head + "fits:\n" + "".join(kept[g] for g in sorted(kept)) + tail
+    return head + "".join(kept[g] for g in sorted(kept)) + tail
 
 
 def _sample(pieces: Sequence[tuple[Gpu, Measured]]) -> Sample:
@@ -149,21 +149,17 @@ def _ground(f: Fit) -> Ground:
 
 
 def _split(text: str) -> tuple[str, list[str], str]:
-    """(what stands before the key `fits`, its entries, what follows)."""
+    """(up to and with the key `fits` and what is said about it, its entries, what follows)."""
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
     begin = next((k for k, line in enumerate(lines) if line.startswith("fits:")), None)
     if begin is None:
-        return "".join(lines), [], ""
-    end = next((k for k in range(begin + 1, len(lines)) if not lines[k].startswith((" ", "-"))), len(lines))
-    entries: list[str] = []
-    for line in lines[begin + 1 : end]:
-        if line.startswith("  - "):
-            entries.append("")
-        if entries:
-            entries[-1] += line
-    return "".join(lines[:begin]), entries, "".join(lines[end:])
+        return "".join([*lines, "fits:\n"]), [], ""
+    end = next((k for k in range(begin + 1, len(lines)) if lines[k][0] not in " -#\n"), len(lines))
+    starts = [k for k in range(begin + 1, end) if lines[k].startswith("  - ")]
+    entries = ["".join(lines[a:b]) for a, b in zip(starts, [*starts[1:], end], strict=True)]
+    return "".join(lines[: starts[0] if starts else end]), entries, "".join(lines[end:])
 
 
 def _entry(fitted: Fitted, fitted_on: str) -> str:
