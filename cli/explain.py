@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,15 +14,17 @@ from einsight.cli import parsing
 from einsight.cli.output import Json, print_json, print_lines
 from einsight.einsum import library
 from einsight.einsum.concatenate import Concatenation, concatenation
-from einsight.einsum.counts import count
+from einsight.einsum.counts import count, matmul_flops
 from einsight.einsum.definitions import largest_error
 from einsight.einsum.dot import dot
-from einsight.einsum.footprint import POLICIES, Footprint, footprint
+from einsight.einsum.footprint import POLICIES, Footprint, curve, footprint, least_traffic
 from einsight.einsum.format import format_cascade, format_einsum
 from einsight.einsum.ir import Cascade
 from einsight.einsum.passes import PassAnalysis, analyse, levels
 from einsight.einsum.resolve import bind
+from einsight.sim.hardware import Gpu, load_gpu
 from einsight.sim.predict import made_chunk
+from einsight.sim.unit_cycles import unit_cycles
 from einsight.sim.work import KEY, QUERY
 from einsight.sim.workload_file import load_workloads
 
@@ -38,6 +41,9 @@ def run(
         str | None, typer.Option(metavar="N", help="The rank whose passes are counted; default N, the keys.")
     ] = None,
     block: Annotated[str, typer.Option(metavar="M0", help="Query rows of a block, for the traffic.")] = "128",
+    target: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With sizes: what the operations mean for an SM of this GPU.")
+    ] = None,
     as_dot: Annotated[bool, typer.Option("--dot", help="Print the dependency graph for Graphviz.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -49,14 +55,16 @@ def run(
     for cascade, _ in found:
         if rank is not None and rank not in known_ranks(cascade):
             raise parsing.CommandError("--rank", rank, f"one of {', '.join(known_ranks(cascade))}")
-    rank = rank or KEY
+    rank, gpu = rank or KEY, None if target is None else load_gpu(target)
+    if gpu is not None and any(sizes is None for _, sizes in found):
+        raise parsing.CommandError("--target", target, "sizes beside it, such as --size m=4096,n=4096,e=128,f=128")
     if as_dot:
         return print_lines(dot(cascade) for cascade, _ in found)
     if as_json:
-        documents = [explanation(cascade, sizes, rank, rows) for cascade, sizes in found]
+        documents = [explanation(cascade, sizes, rank, rows) | _on(cascade, sizes, gpu) for cascade, sizes in found]
         return print_json(documents[0] if len(documents) == 1 else documents)
     for cascade, sizes in found:
-        print_lines(_text(cascade, sizes, rank, rows))
+        print_lines([*_text(cascade, sizes, rank, rows), *_on_text(cascade, sizes, gpu)])
 
 
 def _cascades(what: str, sizes: Mapping[str, int]) -> list[tuple[Cascade, dict[str, int] | None]]:
@@ -110,6 +118,7 @@ def explanation(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str, bl
             name: {klass: _number(p.total(), sizes) for klass, p in part.group_by("klass").items()}
             for name, part in counts.group_by("einsum").items()
         },
+        "flops": {"matmul": _number(matmul_flops(counts), sizes)},
         "traffic": _traffic(cascade, sizes, block),
         "einsums": [format_einsum(e) for e in cascade.einsums],
         "text": format_cascade(cascade),
@@ -166,8 +175,34 @@ def _traffic(cascade: Cascade, sizes: Mapping[str, int] | None, block: int) -> d
         "element_bytes": ELEMENT_BYTES,
         "compulsory_bytes": found.compulsory_bytes,
         "unfused_bytes": found.unfused_bytes,
+        "curve": [asdict(p) for p in curve(cascade, sizes, widths=ELEMENT_BYTES)],
         "policies": {n: {"bytes": c.traffic_bytes, "buffer_bytes": c.buffer_bytes} for n, c in costs.items()},
     }
+
+
+def _on(cascade: Cascade, sizes: Mapping[str, int] | None, gpu: Gpu | None) -> dict[str, Any]:
+    """What the cascade means for one SM: how long its units are busy, and the least traffic its shared memory allows."""
+    if gpu is None or sizes is None:
+        return {}
+    buffer_bytes = gpu.architecture.shared_bytes_per_block.value
+    points = curve(cascade, sizes, widths=ELEMENT_BYTES) if {QUERY, KEY} <= set(known_ranks(cascade)) else ()
+    best = least_traffic(points, buffer_bytes)
+    found = {"cycles_per_sm": unit_cycles(count(cascade), sizes, gpu), "buffer_bytes": buffer_bytes}
+    return {"target": {"name": gpu.name, **found, "least_traffic": asdict(best) if best else None}}
+
+
+def _on_text(cascade: Cascade, sizes: Mapping[str, int] | None, gpu: Gpu | None) -> list[str]:
+    found = _on(cascade, sizes, gpu).get("target")
+    if found is None:
+        return []
+    units = ", ".join(f"{unit} {cycles:,.4g}" for unit, cycles in found["cycles_per_sm"].items())
+    lines = ["", f"Cycles of one SM of {found['name']}, each unit at its full rate (bf16): {units}"]
+    if (best := found["least_traffic"]) is not None:
+        lines.append(
+            f"Least traffic with a block's {found['buffer_bytes'] / 1024:g} KiB of shared memory: "
+            f"{best['traffic_bytes']:,.4g} bytes ({best['policy']}, query blocks of {best['block']}, tiles of {best['tile']})"
+        )
+    return lines
 
 
 def _number(formula: Any, sizes: Mapping[str, int] | None) -> int | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,27 @@ def test_explain_traffic_is_that_of_one_head(einsight: Einsight) -> None:
     assert found["compulsory_bytes"] == 2 * (512 + 1024 + 1024 + 512) * 64
     assert found["unfused_bytes"] > found["compulsory_bytes"] + 2 * 512 * 1024
     assert found["policies"]["buffer"]["bytes"] >= found["compulsory_bytes"]
+
+
+def test_explain_reads_out_flops_and_the_traffic_a_buffer_allows(einsight: Einsight) -> None:
+    found = einsight("explain", "stable", "--size", "m=512,n=1024,e=64,f=32", "--json").json
+    assert found["flops"]["matmul"] == 2 * 512 * 1024 * (64 + 32)
+    assert einsight("explain", "stable", "--json").json["flops"]["matmul"] == "2*M*N*(E + F)"
+    curve = found["traffic"]["curve"]
+    assert curve[-1]["traffic_bytes"] == found["traffic"]["compulsory_bytes"] == 2 * (512 + 1024) * (64 + 32)
+    for smaller, larger in pairwise(curve):
+        assert smaller["buffer_bytes"] < larger["buffer_bytes"] and smaller["traffic_bytes"] > larger["traffic_bytes"]
+
+
+def test_explain_weighs_operations_for_a_target(einsight: Einsight) -> None:
+    words = ("explain", "one_pass", "--size", "m=4096,n=4096,e=128,f=128", "--target", "h100-sxm")
+    on = einsight(*words, "--json").json["target"]
+    assert on["cycles_per_sm"]["tensor cores"] == 2 * 4096 * 4096 * (128 + 128) / 4096
+    assert on["least_traffic"]["buffer_bytes"] <= on["buffer_bytes"] == 227 * 1024
+    assert "Cycles of one SM of h100-sxm" in einsight(*words).out
+    ran = einsight("explain", "one_pass", "--target", "h100-sxm")
+    assert ran.code == 2 and "sizes beside it" in ran.err
+    assert einsight(*words[:-1], "fusemax").code == 2
 
 
 def test_explain_over_an_unknown_rank_is_refused(einsight: Einsight) -> None:
