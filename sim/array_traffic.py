@@ -79,11 +79,10 @@ def inputs(case: Case) -> Iterator[Move]:
             fills *= max(heads_apart(case, stage, tensor.ranks) for stage in readers)
         if where == "tile":
             fills *= len({s.loop for s in readers}) * refetch(case, tensor, readers)
-        else:
-            fills = (1 - case.spilled) * fills + case.spilled * sum(taken)
+        spilled = case.spilled if where == "whole" else 0.0  # what has no room is read again whenever the array wants it
         for k, stage in enumerate(readers):
             filled = fills if k == 0 else 0.0
-            yield Move(tensor.name, stage.name, filled, 0.0, taken[k], filled)
+            yield Move(tensor.name, stage.name, (1 - spilled) * filled + spilled * taken[k], 0.0, taken[k], filled)
 
 
 def refetch(case: Case, tensor: Datum, readers: tuple[Stage, ...]) -> float:
