@@ -66,8 +66,8 @@ class Decomposition:
         if not self.energy:
             return 0
         captured = self.captured()
-        rounding = 4 * float(np.finfo(self.left.dtype).eps) * self.most
-        reached = np.nonzero(captured >= min(energy, 1.0 - rounding))[0]
+        all_but_rounding = 1.0 - 64 * float(np.finfo(self.left.dtype).eps)
+        reached = np.nonzero(captured >= min(energy, all_but_rounding))[0]
         return int(reached[0]) + 1 if len(reached) else (self.most if self.complete else None)
 
     def factors(self, rank: int) -> tuple[Array, Array]:
@@ -136,7 +136,8 @@ def decompose(matrix: Matrix, energy: float, centred: bool, least: int = 1, most
 
     `most` ends the search there, whatever the energy reached.
     """
-    side, matrix = min(matrix.shape), np.ascontiguousarray(matrix)
+    side = min(matrix.shape)
+    matrix = np.ascontiguousarray(matrix, dtype=np.float64 if side <= WHOLE else matrix.dtype)
     means = matrix.mean(axis=1, dtype=np.float64) if centred else np.zeros(len(matrix))
     total = _sum_of_squares(matrix, means)
     if total <= (np.finfo(matrix.dtype).eps * max(np.abs(means).max(), np.abs(matrix).max())) ** 2 * matrix.size:
