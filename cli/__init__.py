@@ -65,10 +65,10 @@ def application(chosen: str) -> typer.Typer:
     app.callback()(_global_options)
     for verb, summary in VERBS.items():
         module = importlib.import_module(f"einsight.cli.{verb}") if verb == chosen else None
-        if hasattr(module, "group"):
-            for command in module.group.registered_commands:
+        if (group := getattr(module, "group", None)) is not None:
+            for command in group.registered_commands:
                 command.callback = _interruptible(command.callback)
-            app.add_typer(module.group, name=verb, short_help=summary)
+            app.add_typer(group, name=verb, short_help=summary)
         else:
             app.command(verb, short_help=summary)(_interruptible(module.run if module else _not_loaded))
     return app
