@@ -151,3 +151,16 @@ def test_other_lengths_and_the_order_of_rows() -> None:
     assert [r.key for r in rows] == [(d, "T5", s) for d in ("binding", "flat") for s in ("8K", "24K", "1000")]
     assert len(fusemax.attention()) == len(TARGETS) * len(MODELS) * len(SEQUENCES) == 120
     assert len(fusemax.pareto(list(MODELS.values()))) == 24
+
+
+def test_the_means_on_the_page_are_those_computed() -> None:
+    page = (ROOT / "docs" / "spatial-arrays.md").read_text(encoding="utf-8")
+    table = [line for line in page.split("| what the numbers contain |")[1].splitlines()[2:] if line.startswith("|")]
+    shown = [[float(cell) for cell in line.split("|")[2:-1]] for line in table]
+    found = fusemax.differences()
+    order = ["binary bandwidth", "one cycle", "row blocks", "wrap", "registers", "no fill"]
+    names = ["as published", *(f"without: {fusemax.MEANING[name]}" for name in order), "none of these"]
+    assert len(shown) == len(names)
+    for name, row in zip(names, shown, strict=True):
+        for value, headline in zip(row, found[name][:6], strict=True):
+            assert value == pytest.approx(headline.mean, abs=0.006 if value > 9 else 0.0006), (name, headline.what)
