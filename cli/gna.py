@@ -263,7 +263,7 @@ def _print(problem: Problem, made: Sequence[Case], share: float | None, dense_st
     for case in made:
         print_table(_title(problem, case), ("", ""), _rows(problem, case, share, dense_steps, steps))
         if case.time is None:
-            print_lines(["", "--target NAME predicts times and gives advice; its kernel's own tiles stand where none are asked."])
+            print_lines(["", "--target NAME predicts times and gives advice; tiles that are not asked are its kernel's."])
         elif found := _advice(problem, case):
             _print_advice(problem, found)
         print_lines([""])
