@@ -72,7 +72,7 @@ def search(
     """Runs it with a progress bar on stderr. The study beside a record is a journal file, unless --storage names one."""
     live.check()
     storage = live.storage or (str(live.record.with_suffix(".journal")) if live.record else None)
-    name = f"{subject.kernel} {subject.device} {subject.source_hash} {key or 'recorded'}"
+    name = f"{subject.kernel} {subject.device} {subject.source_hash} {key or 'recorded'} {space.identity}"
     study = open_study(name, storage, sampler(live.sampler, space, prior, live.seed))
     store = Store(subject, live.record)
     with _bar(title, min(live.trials, len(space))) as each:

@@ -157,7 +157,7 @@ def append(path: Path, measurement: Measurement) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
-        _repair(path)
+        repair(path)
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
@@ -178,6 +178,17 @@ def read(path: Path) -> tuple[Measurement, ...]:
     return tuple(_parse_lines(path, whole))
 
 
+def read_from(path: Path, offset: int) -> tuple[tuple[Measurement, ...], int]:
+    """The measurements of the complete lines from byte `offset` (a line's beginning) on, and the offset after them.
+
+    Raises RecordError as `read` does; a line number counts from `offset`.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        whole, end, _ = file.read().rpartition(b"\n")
+    return tuple(_parse_lines(path, whole)), offset + len(whole) + len(end)
+
+
 def _parse_lines(path: Path, text: bytes) -> Iterator[Measurement]:
     for number, line in enumerate(text.split(b"\n"), 1):
         if not line.strip():
@@ -188,7 +199,7 @@ def _parse_lines(path: Path, text: bytes) -> Iterator[Measurement]:
             raise RecordError(f"{path}:{number}: {error}") from error
 
 
-def _repair(path: Path) -> None:
+def repair(path: Path) -> None:
     """Cut off what stands after the last line end. The caller holds the lock."""
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Recorded:
     outcomes: tuple[Outcome, ...] = field(repr=False)
     workload: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def times_s(self) -> NDArray[np.float64]:
         """[N] medians, NaN where the configuration failed."""
         return np.array([float(np.median(o.samples_s)) if o.samples_s else math.nan for o in self.outcomes])

@@ -6,6 +6,7 @@ that tile sizes have); the row of the space and the outcome stand in its user at
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import math
 import os
@@ -17,17 +18,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from einsight.tuner.pool import Floats, Pool
-from einsight.tuner.record import Measurement, Status
+from einsight.tuner.record import Measurement, Status, repair
 from einsight.tuner.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -288,6 +290,29 @@ def _requeue(study: Study, space: Space, number: int, row: int | None, why: str)
     return True
 
 
+class JournalLock:
+    """The lock of Optuna's journal file, safe against kills.
+
+    The system's lock on a file beside the journal is released when its holder dies, which Optuna's own lock file is not;
+    and whoever gets it first cuts off what a killed process left of a line: the next line would be glued to it, and no
+    process could read the study again.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self._file: IO[bytes] | None = None
+
+    def acquire(self) -> bool:
+        self._file = self._journal.with_name(self._journal.name + ".lock").open("ab")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        repair(self._journal)
+        return True
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
 def open_study(name: str, storage: str | Path | None, chosen: BaseSampler) -> Study:
     """The study called `name`, new or existing. `storage`: None (in memory), a journal file, or a PostgreSQL URL."""
     kept: Any = None
@@ -305,6 +330,10 @@ def open_study(name: str, storage: str | Path | None, chosen: BaseSampler) -> St
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            kept = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(storage)))
+            try:
+                backend = JournalFileBackend(str(storage), lock_obj=JournalLock(Path(storage)))
+                kept = optuna.storages.JournalStorage(backend)
+            except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+                raise SearchError(f"--storage: {storage} is no study journal ({type(error).__name__}: {error})") from None
     return optuna.create_study(study_name=name, storage=kept, sampler=chosen, direction="minimize", load_if_exists=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +44,12 @@ class Space:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    @cached_property
+    def identity(self) -> str:
+        """Of the values and the rows: trials of one study must mean the same by an index."""
+        text = json.dumps({name: list(values) for name, values in self.parameters.items()}, default=str)
+        return hashlib.sha256(text.encode() + np.ascontiguousarray(self.points).tobytes()).hexdigest()[:8]
 
     def configuration(self, row: int) -> dict[str, Any]:
         return {name: values[i] for (name, values), i in zip(self.parameters.items(), self.points[row], strict=True)}

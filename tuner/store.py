@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from einsight.tuner.record import Measurement, Status, append, read
+from einsight.tuner.record import Measurement, Status, append, read_from
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,19 @@ class Store:
     subject: Subject
     path: Path | None = None
     known: dict[tuple[Any, ...], Measurement] = field(default_factory=dict)
-    _size: int = 0
+    _read_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.refresh()
 
     def refresh(self) -> None:
         """Read what this or another process wrote since. Raises RecordError for a file that is none."""
-        if self.path is None or not self.path.exists():
+        if self.path is None or not self.path.exists() or self.path.stat().st_size <= self._read_bytes:
             return
-        if (size := self.path.stat().st_size) != self._size:
-            self._size = size
-            for m in read(self.path):
-                if self.subject.covers(m):
-                    self.known.setdefault(_name(m.configuration), m)
+        found, self._read_bytes = read_from(self.path, self._read_bytes)
+        for m in found:
+            if self.subject.covers(m):
+                self.known.setdefault(_name(m.configuration), m)
 
     def find(self, configuration: Mapping[str, Any]) -> Measurement | None:
         return self.known.get(_name(configuration))
@@ -61,7 +60,6 @@ class Store:
         """On disk before this returns."""
         if self.path is not None:
             append(self.path, measurement)
-            self.refresh()
         self.known.setdefault(_name(measurement.configuration), measurement)
 
 

@@ -179,3 +179,30 @@ def test_a_replay_reports_by_its_definitions() -> None:
     assert all(sorted(rows) == list(range(9)) for rows in found["evaluated"])
     assert found["percent_of_optimum"] == 100 and len(found["curve"]) == 9
     assert [s["evaluated"] for s in found["seeds"]] == found["evaluated"]
+
+
+def test_a_store_reads_only_what_is_new_and_of_its_subject(tmp_path: Path) -> None:
+    from einsight.tuner.store import Store, Subject
+
+    file, subject = tmp_path / "r.jsonl", Subject("k", {}, "Test GPU")
+
+    def made(r: int, **other: object) -> Measurement:
+        told: dict[str, object] = {"kernel": "k", "workload": {}} | other
+        return Measurement(**told, configuration=LISTED[r], status=Status.OK, cache="warm", environment=HERE, at="",
+                           samples_s=(1e-3,))  # type: ignore[arg-type]  # fmt: skip
+
+    one, two = Store(subject, file), Store(subject, file)
+    one.add(made(0))
+    assert two.find(LISTED[0]) is None
+    two.refresh()
+    assert two.find(LISTED[0]) == made(0)
+    for alien in (made(1, kernel="other"), made(1, workload={"m": 1}), made(1, source_hash="x"), made(1, sweep=1)):
+        append(file, alien)
+    with file.open("ab") as raw:
+        raw.write(b'{"format":1,"ker')  # a line that is being written
+    two.refresh()
+    assert two.find(LISTED[1]) is None and len(two.known) == 1
+    with pytest.warns(UserWarning, match="cut off"):
+        one.add(made(2))
+    two.refresh()
+    assert two.find(LISTED[2]) == made(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -168,3 +169,70 @@ def test_an_ask_is_quick_on_ten_thousand_configurations() -> None:
     begin = time.perf_counter()
     tune(search, Recorded("large", "k", "d", space, outcomes), Store(Subject("k", {}, "d")), 40, stop_early=False)
     assert time.perf_counter() - begin < 40 * 0.5
+
+
+def test_a_journal_that_a_kill_cut_short_is_mended(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    search = searching(storage=journal)
+    for _ in range(3):
+        asked = search.ask()
+        assert asked is not None
+        search.tell(asked, toy().measure(asked.row))
+    with journal.open("ab") as file:
+        file.write(b'{"op_code":4,"worker_id":"x')  # what a killed process left
+    with pytest.warns(UserWarning, match="last line incomplete"):
+        again = searching(seed=1, storage=journal)
+        asked = again.ask()
+    assert asked is not None and len(again.measured()) == 3
+    assert len(searching(storage=journal).measured()) == 3  # and it can be read ever after
+
+
+def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
+    journal = tmp_path / "notes.txt"
+    journal.write_text("not a journal\nat all\n")
+    with pytest.raises(SearchError, match="is no study journal"):
+        searching(storage=journal)
+
+
+def slim(path: Path) -> Path:
+    """The toy space as a file that `tune --replay` takes."""
+    values = {"a": list(range(20)), "b": list(range(20))}
+    rows = [[a, b, 1.0 + (a - 7) ** 2 + (b - 11) ** 2, 1.0] for a in range(20) for b in range(20)]
+    raw = {"name": "t", "kernel": "t", "device": "d", "time_unit": "ms", "param_values": values, "rows": rows}
+    path.write_text(json.dumps(raw))
+    return path
+
+
+def command(space: Path, record: Path, trials: int, seed: int = 0) -> list[str]:
+    source = str(Path(__file__).parents[2] / ".src")
+    code = f"import sys; sys.path.insert(0, {source!r}); from einsight.cli import main; sys.exit(main())"
+    words = ["tune", "--replay", str(space), "--record", str(record), "--trials", str(trials), "--seed", str(seed)]
+    return [sys.executable, "-c", code, *words, "--no-stop", "--sampler", "random"]
+
+
+def configurations(record: Path) -> list[str]:
+    return [json.dumps(json.loads(line)["configuration"]) for line in record.read_text().splitlines()]
+
+
+def test_kills_at_any_moment_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
+    space, record = slim(tmp_path / "t.json"), tmp_path / "r.jsonl"
+    for k, after in enumerate((5, 20)):
+        child = subprocess.Popen(command(space, record, 400, seed=k), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        while (record.read_bytes().count(b"\n") if record.exists() else 0) < after and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child.kill()
+        child.wait()
+    before = record.read_bytes().count(b"\n")
+    assert before >= 20
+    subprocess.run(command(space, record, before + 15, seed=9), check=True, stdout=subprocess.DEVNULL)
+    found = configurations(record)
+    assert len(found) == len(set(found)) == before + 15
+
+
+def test_two_processes_share_a_record(tmp_path: Path) -> None:
+    space, record = slim(tmp_path / "t.json"), tmp_path / "r.jsonl"
+    children = [subprocess.Popen(command(space, record, 40, seed), stdout=subprocess.DEVNULL) for seed in (1, 2)]
+    assert [child.wait(timeout=60) for child in children] == [0, 0]
+    found = configurations(record)
+    assert len(found) == len(set(found)) == 40

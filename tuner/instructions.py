@@ -1,0 +1,137 @@
+"""What the inner loop of a kernel should be made of, from its cascade: a check of the model's counts against a compiler.
+
+The simulator counts operations of a tile; a compiler emits instructions. Between the two stand rules of instruction
+selection and of layout, all of them written down here and none fitted:
+
+- a sum one of whose operands is a matrix product is the product's accumulator: no instruction;
+- a sum one of whose operands is an elementwise product is a fused multiply-add: one instruction for both;
+- exp(x - y) is one fused multiply-add (log2 e times x, less y in those units) and one EX2;
+- a value without key or feature index is held by the four lanes that share a row of an accumulator (PTX ISA, fragments of
+  mma.m16n8 and of wgmma): computed in each; a reduction over keys is done in each lane over its quarter, then in two
+  exchanges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+from einsight.einsum.compose import compose
+from einsight.einsum.counts import Count
+from einsight.einsum.expression import Access, Apply, Expression
+from einsight.einsum.ir import Cascade, Einsum
+from einsight.einsum.library import fragment, load
+from einsight.einsum.resolve import resolve
+from einsight.kernels.catalog import Kernel
+from einsight.kernels.spaces import Config, Heads
+from einsight.sim.hardware import Architecture
+from einsight.sim.work import kernels
+
+LANES_OF_ROW = 4  # that hold one row of an accumulator
+EXCHANGES = 2  # log2 of them
+WARPS_OF_GROUP = 4  # that issue one wgmma together
+FP32 = {"FADD": 1, "FMUL": 1, "FFMA": 1, "FMNMX": 1, "FMNMX3": 2, "FADD2": 2, "FMUL2": 2, "FFMA2": 2}
+"""Instructions of the fp32 pipe and the operations that one of them does."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopMix:
+    """Instructions that one thread issues for one tile of keys: tensor core, special function, fp32 operations."""
+
+    tensor: float
+    special: float
+    fp32: float
+
+
+def found_mix(loop: Mapping[str, int]) -> LoopMix:
+    """The mix of a compiled inner loop (opcode -> instructions)."""
+    tensor = sum(loop.get(name, 0) for name in ("HMMA", "HGMMA"))
+    special = sum(n for name, n in loop.items() if name.startswith("MUFU"))
+    return LoopMix(tensor, special, sum(n * loop.get(name, 0) for name, n in FP32.items()))
+
+
+def expected_mix(kernel: Kernel, heads: Heads, config: Config, arch: Architecture) -> LoopMix | None:
+    """The mix that the kernel's cascade asks for on tiles of this build; None for tensor memory, whose accumulators lie
+    elsewhere, and for warps that share rows (their layout repeats more)."""
+    if arch.instructions not in ("mma.sync", "wgmma") or config.block_m < 16 * config.num_warps:
+        return None
+    cascade = composed(kernel)
+    sweep = kernels(cascade, True)[0].sweeps[0]
+    einsums = {e.name: e for e in cascade.einsums if e.name in sweep.einsums}
+    sizes = {
+        "M": config.block_m, "N": config.block_n, "N0": config.block_n, "N1": 1, "E": heads.tile_e, "F": heads.tile_f,
+        "R": heads.tile_r,
+    }  # fmt: skip
+    asynchronous = arch.instructions == "wgmma" and config.block_m >= 64 and config.num_warps % WARPS_OF_GROUP == 0
+    products = {c.einsum for c in sweep.share.counts if c.matmul}
+    tensor = sum(_tensor(c, einsums[c.einsum], sizes, config.num_warps, asynchronous) for c in sweep.share.counts if c.matmul)
+    special = fp32 = 0.0
+    for entry in sweep.share.counts:
+        if not entry.matmul:
+            applications = _in_lanes(entry, einsums[entry.einsum], sizes)
+            cost = arch.operators[entry.klass]
+            special += applications * cost.get("special", 0.0)
+            fp32 += applications * cost.get("vector", 0.0) * (not _folded(entry, einsums, products))
+    threads = arch.warp_threads * config.num_warps
+    return LoopMix(tensor, special / threads, fp32 / threads)
+
+
+def composed(kernel: Kernel) -> Cascade:
+    """The kernel's cascade with its fragments, without outer ranks, ready to be counted."""
+    base = load(kernel.cascade)
+    pieces = tuple(fragment(name) for name in kernel.fragments)
+    return resolve(compose(base, pieces, None, outer=False) if pieces else base)
+
+
+def _tensor(entry: Count, einsum: Einsum, sizes: Mapping[str, int], warps: int, asynchronous: bool) -> float:
+    """Tensor-core instructions of one product, per warp: 16 x 8 x 16 each, or 64 x up to 256 x 16 per group of warps."""
+    depth = _extent(entry.reduces, sizes)
+    columns = _extent((v for v in einsum.output_variables if v != "m"), sizes)
+    if asynchronous:
+        return sizes["M"] / 64 * ceil(columns / 256) * depth / 16 / (warps / WARPS_OF_GROUP)
+    return sizes["M"] / 16 * columns / 8 * depth / 16 / warps
+
+
+def _extent(names: object, sizes: Mapping[str, int]) -> int:
+    total = 1
+    for name in names:  # type: ignore[attr-defined]
+        total *= sizes[name.upper()]
+    return total
+
+
+def _in_lanes(entry: Count, einsum: Einsum, sizes: Mapping[str, int]) -> float:
+    """Applications over all lanes of a block, of one entry for one tile."""
+    spread = {"n0", "n", "f"}  # a row's elements along these lie in different lanes
+    if entry.reduces:
+        kept = 1 if einsum.output_variables & spread else LANES_OF_ROW
+        rows = sizes["M"]
+        along = _extent(entry.reduces, sizes)
+        return rows * (along - kept + kept * EXCHANGES) if kept > 1 else float(entry.formula.evaluate(sizes))
+    number = float(entry.formula.evaluate(sizes))
+    return number if einsum.output_variables & spread else number * LANES_OF_ROW
+
+
+def _folded(entry: Count, einsums: Mapping[str, Einsum], products: set[str]) -> bool:
+    """Whether another instruction does this operation as well."""
+    einsum = einsums[entry.einsum]
+    root = einsum.expression
+    if entry.reduces:
+        return False
+    if entry.klass == "sub":
+        return isinstance(root, Apply) and root.op == "exp"
+    if entry.klass == "add":
+        return bool(_operands(root) & products)
+    if entry.klass == "mul":  # read by a sum that is an instruction of its own
+        readers = [e for e in einsums.values() if einsum.name in _operands(e.expression) and _is_sum(e.expression)]
+        return any(not _operands(e.expression) & products for e in readers)
+    return False
+
+
+def _is_sum(node: Expression) -> bool:
+    return isinstance(node, Apply) and node.op == "+"
+
+
+def _operands(root: Expression) -> set[str]:
+    """Tensors that the root operation reads directly."""
+    return {a.tensor for a in root.args if isinstance(a, Access)} if isinstance(root, Apply) else set()
