@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 
 from einsight.reports.compare import Comparison
 from einsight.reports.roofline import Point, Roofline
-from einsight.sim.array_search import Point as ArrayPoint
 from einsight.sim.gna_advice import Choice
 from einsight.sim.schedule import Array
 from einsight.sim.sweep import Curve
 from einsight.sim.units import format_si
+
+if TYPE_CHECKING:
+    from einsight.sim.array_search import Point as ArrayPoint
 
 MEMORY_STYLE = {"HBM": ("#1f5a99", "o"), "L2": ("#2b8a5a", "s"), "shared memory": ("#a05a00", "^")}
 OTHER_STYLE = ("#555555", "D")

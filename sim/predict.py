@@ -13,8 +13,6 @@ from einsight.einsum import library
 from einsight.einsum.compose import compose
 from einsight.einsum.expression import Expression
 from einsight.einsum.ir import Cascade
-from einsight.sim.array_hardware import Array
-from einsight.sim.array_predict import predict_array
 from einsight.sim.estimate import Estimate, estimate, mapping_of
 from einsight.sim.family import Family, load_family
 from einsight.sim.hardware import Gpu, load_gpu, load_hardware
@@ -45,10 +43,13 @@ def predict(workload: Workload, target: str, family: str | None = None, mapping:
     Raises SpecError for an unknown name, IllegalMapping when the family cannot run it there.
     """
     name, _, chosen = target.partition(":")
-    if isinstance(array := load_hardware(name), Array):
+    if load_hardware(name).kind == "array":
+        from einsight.sim.array_hardware import load_array  # loaded for arrays only: a GPU's answer should not wait
+        from einsight.sim.array_predict import predict_array
+
         if mapping is not None:
             raise IllegalMapping(f"{name} is an array, whose mapping is its design's; leave the mapping out")
-        return predict_array(workload, array, family or chosen)
+        return predict_array(workload, load_array(name), family or chosen)
     gpu = load_gpu(name)
     fam, made, note = family_on(workload, gpu, family or chosen or workload.family or gpu.family[workload.phase])
     return _worded(workload, gpu, fam, made, estimate_of(workload, gpu, fam, mapping), note)

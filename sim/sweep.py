@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from einsight.sim.array_hardware import Array as SpatialArray
-from einsight.sim.array_predict import array_times, design_name
 from einsight.sim.estimate import estimate
 from einsight.sim.hardware import load_gpu, load_hardware
 from einsight.sim.mask import Mask
@@ -104,8 +102,8 @@ def sweep(workload: Workload, axis: Axis, targets: Sequence[str]) -> tuple[Curve
 
 def _curve(workload: Workload, axis: Axis, target: str) -> Curve:
     name, _, chosen = target.partition(":")
-    if isinstance(array := load_hardware(name), SpatialArray):
-        return _array_curve(workload, axis, array, chosen)
+    if load_hardware(name).kind == "array":
+        return _array_curve(workload, axis, name, chosen)
     gpu = load_gpu(name)
     family, made, _ = family_on(workload, gpu, chosen or workload.family or gpu.family[workload.phase])
     sizes = swept_sizes(workload, axis)
@@ -119,8 +117,12 @@ def _curve(workload: Workload, axis: Axis, target: str) -> Curve:
     return Curve(name, family.name, axis, tuple(map(float, time)), tuple(map(str, bound)))
 
 
-def _array_curve(workload: Workload, axis: Axis, array: SpatialArray, design: str) -> Curve:
+def _array_curve(workload: Workload, axis: Axis, name: str, design: str) -> Curve:
     """Point by point: a prediction on an array takes milliseconds."""
+    from einsight.sim.array_hardware import load_array  # loaded for arrays only: a GPU's answer should not wait
+    from einsight.sim.array_predict import array_times, design_name
+
+    array = load_array(name)
     sizes = swept_sizes(workload, axis)
     own = [name for name in workload.sizes if name not in ("h", "j")]
     points = [
