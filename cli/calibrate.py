@@ -13,7 +13,7 @@ from einsight.cli.parsing import CommandError
 from einsight.reports import measured
 from einsight.reports.compare import Comparison, compare
 from einsight.reports.fitting import Fitted, calibrate, described, fitted_family, samples, with_fits, without
-from einsight.reports.scores import Score, by_group, score
+from einsight.reports.scores import HEADS, by_group, score
 from einsight.sim.family import CONSTANTS, Family, family_file, load_family
 from einsight.sim.hardware import find_device, load_gpu
 
@@ -129,12 +129,7 @@ def _near(value: float, low: float, high: float) -> bool:
 
 
 def _print_left_out(name: str, found: Comparison) -> None:
-    rows = [(" ".join(map(str, values.values())), *_cells(s)) for values, s in by_group(found, HELD_OUT_BY)]
-    heads = ("cases", "mean", "median", "p90", "bias", "inside", "roofline")
-    print_table(f"{name}, left out of every fit: error in percent", (", ".join(HELD_OUT_BY), *heads), rows, right=heads)
+    rows = [(" ".join(map(str, values.values())), *s.cells()) for values, s in by_group(found, HELD_OUT_BY)]
+    heads = (", ".join(HELD_OUT_BY), *HEADS)
+    print_table(f"{name}, left out of every fit: error in percent", heads, rows, right=HEADS, wrap=heads[:1])
     print_lines([*(f"constants: {note}" for note in found.notes), ""])
-
-
-def _cells(s: Score) -> tuple[str, ...]:
-    numbers = (s.mape_percent, s.mdape_percent, s.p90_percent, s.bias_percent, s.coverage_percent, s.roofline_mape_percent)
-    return (str(s.n), *("" if x is None else f"{x:.1f}" for x in numbers))

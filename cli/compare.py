@@ -14,12 +14,11 @@ from einsight.cli.parsing import CommandError
 from einsight.reports import measured
 from einsight.reports.compare import SHORT_MS, Comparison, beside, compare
 from einsight.reports.outliers import RULE
-from einsight.reports.scores import BY, DEFAULT_BY, Score, by_group, score, worst
+from einsight.reports.scores import BY, DEFAULT_BY, HEADS, Score, by_group, percent, score, worst
 from einsight.sim.units import format_time
 from einsight.sim.workload import element_type
 
 SHOWN_WORST = 10
-COLUMNS = ("cases", "mean", "median", "p90", "bias", "rank", "inside", "width", "roofline")
 
 
 def run(
@@ -96,10 +95,10 @@ def _case(compared: Comparison, row: int) -> dict[str, Any]:
 
 
 def _print(compared: Comparison, by: Sequence[str], overall: Score) -> None:
-    groups = [("\n".join(map(str, values.values())), *_cells(found)) for values, found in by_group(compared, by)]
+    groups = [("\n".join(map(str, values.values())), *found.cells()) for values, found in by_group(compared, by)]
     title = "Error in percent of the measured time, over rows of at least 15 us; the plain roofline's mean error beside"
-    heads = (", ".join(by), *COLUMNS)
-    print_table(title, heads, [*groups, ("all", *_cells(overall))], right=COLUMNS, wrap=heads[:1])
+    heads = (", ".join(by), *HEADS)
+    print_table(title, heads, [*groups, ("all", *overall.cells())], right=HEADS, wrap=heads[:1])
     print_lines([_apart(overall), ""])
     told = ("kernel", "case", "measured", "predicted", "90 % interval", "bound")
     listed = [_worst_cells(compared, row) for row in worst(compared, SHOWN_WORST).tolist()]
@@ -112,20 +111,9 @@ def _print(compared: Comparison, by: Sequence[str], overall: Score) -> None:
 def _apart(s: Score) -> str:
     """What the means leave out."""
     return (
-        f"Apart: {s.n_short} rows under 15 us (mean error {_percent(s.short_mape_percent) or '-'} %), {s.n_set_aside} rows "
-        f"set aside as noise, {s.unpredicted} not predicted. Every predicted row: {_percent(s.mape_all_percent)} %."
+        f"Apart: {s.n_short} rows under 15 us (mean error {percent(s.short_mape_percent) or '-'} %), {s.n_set_aside} rows "
+        f"set aside as noise, {s.unpredicted} not predicted. Every predicted row: {percent(s.mape_all_percent)} %."
     )
-
-
-def _cells(s: Score) -> tuple[str, ...]:
-    percents = (s.mape_percent, s.mdape_percent, s.p90_percent, s.bias_percent)
-    rank = "" if s.spearman is None else f"{s.spearman:.3f}"
-    more = (s.coverage_percent, s.width_percent, s.roofline_mape_percent)
-    return (str(s.n), *map(_percent, percents), rank, *map(_percent, more))
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
 
 
 def _types(dtype: str, kv_dtype: str) -> str:

@@ -10,6 +10,8 @@ import typer
 from einsight.cli import workload as options
 from einsight.cli.output import Json, print_json, print_lines
 from einsight.cli.parsing import CommandError
+from einsight.reports.compare import compare
+from einsight.reports.measured import read
 from einsight.reports.report import EXAMPLE_WORKLOADS, Results, report
 from einsight.sim.family import load_family
 from einsight.sim.predict import predict
@@ -22,6 +24,9 @@ def run(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the page is written; made if missing.")],
     files: options.Files = None,
     target: options.Target = None,
+    measured: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE.csv", help="Measured cases to set beside predictions; repeatable.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """A self-contained HTML page: rooflines, predictions, passes, sources; without workloads, of an example model.
@@ -35,7 +40,8 @@ def run(
     predictions = tuple(predict(w, t) for w, t in pairs)
     hardware = options.profiles(t for _, t in pairs)
     families = {f: load_family(f) for f in dict.fromkeys(p.family for p in predictions if p.cycles is None)}  # of GPUs
-    page = report(Results(predictions, hardware, families))
+    compared = compare(read(measured)) if measured else None
+    page = report(Results(predictions, hardware, families, compared))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PAGE).write_text(page, encoding="utf-8")
     if as_json:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from einsight.reports import html
-from einsight.reports.figures import roofline_figure, svg
+from einsight.reports.compare import Comparison
+from einsight.reports.figures import comparison_figure, roofline_figure, svg
 from einsight.reports.html import Section
+from einsight.reports.outliers import RULE
 from einsight.reports.roofline import roofline
+from einsight.reports.scores import DEFAULT_BY, HEADS, by_group, score
 from einsight.reports.sources import quantities
 from einsight.sim.hardware import Gpu
 from einsight.sim.prediction import MODEL_VERSION, Prediction, side_by_side
@@ -26,6 +29,7 @@ class Results:
     predictions: tuple[Prediction, ...]
     hardware: Mapping[str, Any]
     families: Mapping[str, Any]
+    compared: Comparison | None = None  # measured cases beside their predictions
 
     def by_workload(self) -> list[tuple[Prediction, ...]]:
         """The predictions of each workload, one per target."""
@@ -91,6 +95,24 @@ def passes_section(results: Results) -> Section | None:
     return Section("passes", "Passes", html.paragraph(lead) + html.table(columns, rows, numbers=places))
 
 
+def comparison_section(results: Results) -> Section | None:
+    """Predicted against measured, where measured cases were given."""
+    compared = results.compared
+    if compared is None or not compared.judged.any():
+        return None
+    overall = score(compared)
+    lead = (
+        f"Error in percent of the measured time over {overall.n} cases of at least 15 us, the plain roofline's mean error "
+        f"beside. Apart: {overall.n_short} shorter ones, {overall.n_set_aside} set aside as noise ({RULE}), "
+        f"{overall.unpredicted} without a prediction."
+    )
+    groups = [(", ".join(map(str, values.values())), *found.cells()) for values, found in by_group(compared)]
+    table = html.table((", ".join(DEFAULT_BY), *HEADS), [*groups, ("all", *overall.cells())], numbers=range(1, len(HEADS) + 1))
+    drawing = html.picture(svg(comparison_figure(compared), "comparison"), "Darker: more cases. 1 is right.")
+    missing = html.listing(f"{u.rows} rows: {u.reason}" for u in compared.unpredicted) if compared.unpredicted else ""
+    return Section("comparison", "Predicted against measured", html.paragraph(lead) + drawing + table + missing)
+
+
 def sources_section(results: Results) -> Section | None:
     """Every number of the profiles and families in use, with its kind and source."""
     body = ""
@@ -101,5 +123,5 @@ def sources_section(results: Results) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
-    prediction_section, roofline_section, bounds_section, passes_section, sources_section,
+    prediction_section, roofline_section, bounds_section, passes_section, comparison_section, sources_section,
 )  # fmt: skip

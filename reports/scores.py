@@ -52,6 +52,20 @@ class Score:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def cells(self) -> tuple[str, ...]:
+        """As the columns HEADS of a table; empty where there is nothing to say."""
+        errors = map(percent, (self.mape_percent, self.mdape_percent, self.p90_percent, self.bias_percent))
+        rank = "" if self.spearman is None else f"{self.spearman:.3f}"
+        rest = map(percent, (self.coverage_percent, self.width_percent, self.roofline_mape_percent))
+        return (str(self.n), *errors, rank, *rest)
+
+
+HEADS = ("cases", "mean", "median", "p90", "bias", "rank", "inside", "width", "roofline")
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
 
 def score(compared: Comparison, rows: Flags | None = None) -> Score:
     """The score of all rows, or of those where `rows` is true."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from einsight.reports.compare import Comparison, compare, live_pairs, plain_roofline_s, rows_of
 from einsight.reports.measured import COLUMNS, TEXTS, Measured
 from einsight.reports.outliers import set_aside, spikes
+from einsight.reports.report import Results, comparison_section
 from einsight.reports.scores import by_group, clusters, rank_correlation, score, worst
 from einsight.sim.hardware import load_gpu
 from einsight.sim.mask import mask_from
@@ -130,6 +131,12 @@ def test_the_largest_cluster_holds_most_of_the_error() -> None:
     changes = [{"batch": 1, "head_dim": d, "seq_kv": n} for d in (64, 128) for n in (2048, 2560, 3072)]
     found = clusters(exact(changes, [1.0, 1.0, 1.0, 1.5, 1.5, 1.5]), 1)
     assert found[0].values["head_dim"] == 128 and found[0].share_percent == pytest.approx(100.0, abs=1e-3)
+
+
+def test_the_report_has_a_section_only_with_measured_cases() -> None:
+    assert comparison_section(Results((), {}, {})) is None
+    section = comparison_section(Results((), {}, {}, exact([{"batch": 1}, {"batch": 2}], [1.0, 1.25])))
+    assert section is not None and section.body.count("<svg") == 1 and "10.0" in section.body  # (0 + 20 %) / 2
 
 
 # -- the plain roofline ------------------------------------------------------------------------------------------------
