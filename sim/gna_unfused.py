@@ -2,8 +2,8 @@
 
 Both run Q K^T, softmax and A V as kernels of their own and pass the N x W scores of every head through memory.
 
-    naive  one thread per score (or output element): every multiply-accumulate takes an fp32 lane, and its key element is
-           read again for every query, from L2 through the load pipe
+    naive  one thread per score (or output element): every multiply-accumulate loads both of its operands, a lane of the
+           L1 path each, and its key element comes again from L2 for every query
     gemm   a tile of queries times the keys that any of them sees, on tensor cores; what the tile computes beyond the
            windows is thrown away, and scores are scattered to their window's order, word by word
 
@@ -22,6 +22,8 @@ GEMM_TILES: dict[int, Shape] = {1: (64,), 2: (8, 8)}
 """Query tiles of the GEMM-based kernels, which exist in 1-D and 2-D."""
 SECTOR_BYTES = 32.0
 """The least that a scattered access moves: the sector of an L2 line."""
+LANE_BYTES = 4.0
+"""What a load of one element takes of the L1 path, whose 32 lanes serve 4 bytes each."""
 SCORE_PASSES = 4
 """Written and read by the softmax, written and read again as weights."""
 LAUNCH_S = 3 * 3e-6
@@ -29,12 +31,13 @@ LAUNCH_S = 3 * 3e-6
 
 
 def naive_seconds(problem: Problem, gpu: Gpu) -> float:
-    """Two products on fp32 lanes with operands from L2, scores through memory."""
+    """Two products on fp32 lanes, two loads per multiply-accumulate, keys from L2; scores through memory."""
     scores = pairs(problem.gna) * problem.heads * problem.batch
     products = 2 * scores * problem.head_dim
     lanes = products / gpu.architecture.vector_ops_per_cycle.value
-    loads = products * DTYPE_BYTES[problem.dtype] / gpu.architecture.l2_bytes_per_cycle.value
-    cycles = max(lanes, loads) / gpu.sms.value
+    loads = 2 * products * LANE_BYTES / gpu.architecture.shared_bytes_per_cycle.value
+    keys = products * DTYPE_BYTES[problem.dtype] / gpu.architecture.l2_bytes_per_cycle.value
+    cycles = max(lanes, loads, keys) / gpu.sms.value
     return cycles / gpu.boost_hz.value + _score_seconds(problem, gpu, 1.0) + LAUNCH_S
 
 
