@@ -37,6 +37,7 @@ def run(
     shapes: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Workloads to share few configurations.")] = None,
     keep: Annotated[str, typer.Option(metavar="N", help="With --shapes: configurations to keep.")] = "4",
     replay: Annotated[Path | None, typer.Option(metavar="FILE", help="A recorded space is the device.")] = None,
+    key: Annotated[str | None, typer.Option(metavar="KEY", help="With --replay: which workload of a record.")] = None,
     trials: Annotated[str, typer.Option(metavar="N", help="Measurements at most.")] = DEFAULT_TRIALS,
     seeds: Annotated[str | None, typer.Option(metavar="N", help="With --replay: independent runs; default 10.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of one search.")] = 0,
@@ -68,7 +69,7 @@ def run(
 
     live = tune_search.Live(
         whole(trials, "--trials"), seed, sampler, prior, record, storage, whole(ahead, "--ahead"), not all_trials,
-        export, export_as,
+        export, export_as, key or "",
     )  # fmt: skip
     if replay is not None:
         if kernel is not None:
@@ -76,7 +77,8 @@ def run(
         if seeds is None and (record or storage or export):
             return tune_search.recorded(replay, live, as_json)
         count = whole(seeds or "10", "--seeds")
-        return tune_replay.run(tune_replay.Asked(replay, live.trials, count, sampler, prior, against, plot), as_json)
+        replayed = tune_replay.Asked(replay, live.trials, count, sampler, prior, against, plot, live.key)
+        return tune_replay.run(replayed, as_json)
     if kernel is None:
         raise CommandError("tune", "no kernel", "a kernel such as `attention`, or --replay FILE")
     if shapes is not None:

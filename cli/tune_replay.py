@@ -52,10 +52,11 @@ class Asked:
     prior: str | None
     against: str | None
     plot: Path | None
+    key: str
 
 
 def run(asked: Asked, as_json: bool) -> None:
-    recorded = records.load(asked.file)
+    recorded = records.load(asked.file, asked.key)
     trials = min(asked.trials, len(recorded.space))
     prior = prior_for(asked.prior, recorded)
     ours = _replay(recorded, asked.sampler, trials, asked.seeds, prior)
@@ -84,10 +85,13 @@ def _rivals(asked: Asked, as_json: bool) -> Sequence[str]:
 
 
 def prior_for(text: str | None, recorded: Recorded) -> PriorFor | None:
-    """`none`, `noisy:0.9`, or the file of another recorded space of the same kernel."""
+    """`none`, `simulator`, `noisy:0.9`, or the file of another recorded space of the same kernel."""
     if text in (None, "none"):
         return None
     assert text is not None
+    if text == "simulator":
+        simulated = priors.of_record(recorded)
+        return lambda seed: simulated
     kind, _, value = text.partition(":")
     if kind == "noisy":
         try:
@@ -97,7 +101,7 @@ def prior_for(text: str | None, recorded: Recorded) -> PriorFor | None:
         times = recorded.times_s
         return lambda seed: priors.noisy(times, correlation, seed)
     if not Path(text).exists():
-        raise CommandError("--prior", text, "none, noisy:RHO, or the file of another record of this kernel")
+        raise CommandError("--prior", text, "none, simulator, noisy:RHO, or the file of another record of this kernel")
     believed = priors.other_device(records.load(Path(text)), recorded.space)
     return lambda seed: believed
 

@@ -43,6 +43,7 @@ class Live:
     stop_early: bool
     export: Path | None
     export_as: str
+    key: str
 
     def check(self) -> None:
         if self.export is not None and self.export_as not in KINDS:
@@ -54,7 +55,7 @@ def recorded(file: Path, live: Live, as_json: bool) -> None:
     from einsight.cli.tune_replay import prior_for
 
     live.check()
-    found = records.load(file)
+    found = records.load(file, live.key)
     if live.record is None and live.storage is None:
         assert live.export is not None
         export([found.measure(row) for row in range(len(found.space))], live.export_as, live.export)

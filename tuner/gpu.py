@@ -14,10 +14,12 @@ from einsight.sim.workload import Workload
 from einsight.tuner.kernel_device import WorkerDevice
 from einsight.tuner.measure_attention import FACTORY, launch_of, request
 from einsight.tuner.record import Environment, Status
-from einsight.tuner.space import Problem
+from einsight.tuner.space import Problem, SpaceError
 from einsight.tuner.store import Subject
 from einsight.tuner.worker import Attempt, Worker
 
+BENCHES = {"attention": FACTORY}
+"""Kernel and the factory of its bench."""
 BUILD_STATUS = {"compile_failed": Status.COMPILE_FAILED, "timeout": Status.TIMEOUT}
 
 
@@ -43,13 +45,15 @@ def subject_of(problem: Problem, device: str) -> Subject:
 @contextmanager
 def device(problem: Problem, here: Environment, visible: str | None = None) -> Iterator[WorkerDevice]:
     """The GPU that `here` describes. Launches find what the compiling processes left in a shared Triton cache."""
+    if problem.kernel.name not in BENCHES:
+        raise SpaceError(f"kernel {problem.kernel.name}: nothing measures it yet, expected one of {', '.join(BENCHES)}")
     workload = written(problem.workload)
     launch_of(workload)  # refuses what the kernel cannot run before a process is started
     with tempfile.TemporaryDirectory(prefix="einsight-triton-") as cache:
         before = os.environ.get("TRITON_CACHE_DIR")
         os.environ["TRITON_CACHE_DIR"] = cache
         try:
-            with Worker(FACTORY, {"workload": workload}, visible=visible) as worker:
+            with Worker(BENCHES[problem.kernel.name], {"workload": workload}, visible=visible) as worker:
                 build = _builder(problem, workload, Path(cache))
                 yield WorkerDevice(
                     problem.space(), subject_of(problem, here.device), worker, here, build, problem.workload.key

@@ -17,7 +17,7 @@ from einsight.tuner.surrogate import Surrogate
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-FIRST, FIRST_WITH_PRIOR = 16, 16  # measurements before the model is asked
+FEWEST, FIRST = 6, 16  # measurements before the model is asked: a tenth of the pool, within these bounds
 OWN, OWN_WITH_PRIOR = 0.01, 0.1  # expected share of single configurations' deviations; a prior errs on single ones too
 REFIT = 10  # measurements between two fits of the hyperparameters, at least; a tenth of what was seen, beyond 100
 ITERATIONS = 8  # of the optimiser in a fit, which starts where the last one ended
@@ -53,14 +53,15 @@ class Pool:
         self.expected_gain = np.inf
 
     def _first_batch(self, coordinates: Floats, random: np.random.Generator) -> list[int]:
+        count = min(self.size, FIRST, max(FEWEST, self.size // 10))
         if self._prior is None:
-            return [int(r) for r in random.choice(self.size, min(FIRST, self.size), replace=False)]
+            return [int(r) for r in random.choice(self.size, count, replace=False)]
         chosen: list[int] = []
         for row in np.argsort(self._prior, kind="stable"):
             near = [c for c in chosen if np.count_nonzero(coordinates[c] != coordinates[row]) <= 1]
             if len(near) < ALIKE:
                 chosen.append(int(row))
-            if len(chosen) == FIRST_WITH_PRIOR:
+            if len(chosen) == count:
                 break
         return chosen
 

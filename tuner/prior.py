@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from einsight.kernels.catalog import KERNELS
 from einsight.kernels.resources import Estimate, closed_form
 from einsight.kernels.spaces import Config, accumulators_per_thread
+from einsight.sim.additions import additions_from
 from einsight.sim.family import load_family
-from einsight.sim.hardware import Gpu
+from einsight.sim.hardware import Gpu, find_device, load_hardware
 from einsight.sim.mapping import Mapping as TileMapping
 from einsight.sim.mapping import Resources
+from einsight.sim.mask import mask_from
 from einsight.sim.predict import estimate_of
+from einsight.sim.workload import Workload
 from einsight.tuner.recorded import Recorded
 from einsight.tuner.space import Problem, Space
 
@@ -71,15 +73,15 @@ def _blocks(problem: Problem, known: Estimate, registers: int) -> int:
     return max(1, min(known.blocks_per_sm or 1, problem.limits.registers // (registers * threads)))
 
 
-def simulated(problem: Problem, gpu: Gpu) -> Floats:
-    """Log of the simulator's time for every configuration of the problem's space, in its order.
+def simulated(problem: Problem, gpu: Gpu, configs: Sequence[Config] | None = None) -> Floats:
+    """Log of the simulator's time for every configuration given, or of the problem's space, in its order.
 
     Configurations that differ only in what the model does not see (stages, where they change no occupancy) tie.
     """
     family = load_family(FAMILY)
     times: dict[TileMapping, float] = {}
     logs = []
-    for config in problem.configurations():
+    for config in problem.configurations() if configs is None else configs:
         mapping, _ = mapping_of(problem, config)
         if mapping not in times:
             times[mapping] = float(estimate_of(problem.workload, gpu, family, mapping).time_s[0])
@@ -87,6 +89,22 @@ def simulated(problem: Problem, gpu: Gpu) -> Floats:
     return np.array(logs)
 
 
-def shape_of(workload_sizes: Mapping[str, Any], problem: Problem) -> Problem:
-    """The same kernel and device on other sizes."""
-    return replace(problem, workload=replace(problem.workload, sizes=dict(workload_sizes)))
+def of_record(recorded: Recorded) -> Floats:
+    """The simulator's prior for a record of one of our kernels. Raises PriorError where it cannot be made."""
+    if recorded.kernel not in KERNELS or "sizes" not in recorded.workload:
+        raise PriorError(f"--prior simulator: {recorded.name} is no record of a kernel of ours with its workload")
+    target = find_device(recorded.device)
+    gpu = load_hardware(target) if target else None
+    if not isinstance(gpu, Gpu):
+        raise PriorError(f"--prior simulator: no profile lists the device {recorded.device!r}")
+    told = recorded.workload
+    try:
+        workload = Workload(
+            recorded.name, told["cascade"], told["sizes"], told["dtype"], {}, mask_from(told.get("mask")),
+            additions_from(told.get("bias", ())), told["phase"], told["cache"],
+        )  # fmt: skip
+    except (KeyError, ValueError) as error:
+        raise PriorError(f"--prior simulator: {recorded.name}: {error}") from None
+    major, _, minor = gpu.architecture.compute_capability.partition(".")
+    problem = Problem(KERNELS[recorded.kernel], workload, 10 * int(major) + int(minor))
+    return simulated(problem, gpu, [Config(**recorded.space.configuration(r)) for r in range(len(recorded.space))])

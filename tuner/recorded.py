@@ -89,10 +89,13 @@ def _unknown(device: str) -> Environment:
     return Environment(device, 0, 0, 0, 0, "", "", "", "", "", "")
 
 
-def load(path: Path) -> Recorded:
-    """Any of the formats, recognised by content; `.gz` or plain. Raises RecordError."""
+def load(path: Path, key: str = "") -> Recorded:
+    """Any of the formats, recognised by content; `.gz` or plain. Raises RecordError.
+
+    key   beginning of a workload's key: which one of a record file that holds several
+    """
     if path.suffix == ".jsonl":
-        return from_measurements(path.stem, read(path))
+        return from_measurements(path.stem, read(path), key)
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
@@ -110,18 +113,18 @@ def load(path: Path) -> Recorded:
     raise RecordError(f"{path}: expected one of the keys param_values (slim space), cache (Kernel Tuner), results (T4)")
 
 
-def from_measurements(name: str, measurements: Sequence[Measurement]) -> Recorded:
+def from_measurements(name: str, measurements: Sequence[Measurement], key: str = "") -> Recorded:
     """One space from our records. Repeated passes over a configuration join their samples; a failure yields to a success.
 
-    Raises RecordError where the records are of several kernels, workloads or devices.
+    Raises RecordError where the records (with that beginning of their key) are of several kernels, workloads or devices.
     """
-    kept = [m for m in measurements if m.configuration]
+    kept = [m for m in measurements if m.configuration and m.key.startswith(key)]
     if not kept:
-        raise RecordError(f"{name}: no measurement with a configuration")
-    subjects = {(m.kernel, json.dumps(m.workload, sort_keys=True), m.environment.device) for m in kept}
+        raise RecordError(f"{name}: no measurement with a configuration" + (f" and key {key}..." if key else ""))
+    subjects = {(m.kernel, json.dumps(m.workload, sort_keys=True), m.environment.device): m.key for m in kept}
     if len(subjects) > 1:
-        told = "; ".join(sorted(f"{k} on {d}: {w}" for k, w, d in subjects)[:4])
-        raise RecordError(f"{name}: {len(subjects)} kernels, workloads or devices, expected one to replay: {told}")
+        told = "; ".join(sorted(f"key {k or '-'}: {kernel} on {d}, {w}" for (kernel, w, d), k in subjects.items())[:6])
+        raise RecordError(f"{name}: {len(subjects)} kernels, workloads or devices, expected one (--key names it): {told}")
     found: dict[tuple[Any, ...], list[Measurement]] = {}
     for m in kept:
         found.setdefault(tuple(sorted(m.configuration.items())), []).append(m)

@@ -133,7 +133,8 @@ class Problem:
     @property
     def heads(self) -> Heads:
         sizes = self.workload.sizes
-        return Heads(sizes["e"], sizes["f"], ELEMENT_BYTES[self.workload.dtype])
+        rank = max((int(dict(added.parameters).get("r", 0)) for added in self.workload.bias), default=0)
+        return Heads(sizes["e"], sizes["f"], ELEMENT_BYTES[self.workload.dtype], rank)
 
     @property
     def limits(self) -> Limits:

@@ -104,6 +104,8 @@ def tune(
         with search.alive(queue.values()):
             outcome.why = _loop(search, device, store, budget, ahead, stop_early, each, outcome, queue, threads)
         outcome.raced = _race(device, outcome)
+        for measured in outcome.raced:
+            store.add(measured)
     except KeyboardInterrupt:
         outcome.why = "interrupted"
     finally:

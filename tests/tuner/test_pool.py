@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from einsight.tuner.pool import FIRST, FIRST_WITH_PRIOR, Pool
+from einsight.tuner.pool import FIRST, Pool
 from einsight.tuner.space import Space, SpaceError, enumerated
 from einsight.tuner.surrogate import JITTER, Surrogate
 
@@ -109,7 +109,7 @@ def test_a_perfect_prior_is_followed_and_a_wrong_one_is_unlearnt() -> None:
     perfect = Pool(GRID, y, 0)
     assert perfect.propose() == int(np.argmin(y))
     wrong = Pool(GRID, -y, 0)
-    for _ in range(FIRST_WITH_PRIOR + 40):
+    for _ in range(FIRST + 40):
         row = wrong.propose()
         assert row is not None
         wrong.observe(row, float(y[row]))
@@ -119,7 +119,7 @@ def test_a_perfect_prior_is_followed_and_a_wrong_one_is_unlearnt() -> None:
 def test_the_first_batch_of_a_prior_is_diverse() -> None:
     flat = Pool(GRID, np.arange(len(GRID), dtype=float), 0)  # the order of the grid: neighbours come together
     first = []
-    for _ in range(FIRST_WITH_PRIOR):
+    for _ in range(FIRST):
         row = flat.propose()
         assert row is not None
         first.append(row)

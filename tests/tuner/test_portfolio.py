@@ -91,3 +91,22 @@ def test_the_simulator_is_a_prior_over_the_whole_space() -> None:
     mapping, resources = prior.mapping_of(at, parse_config("BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2"))
     assert (mapping.block_m, mapping.block_n) == (128, 64) and mapping.blocks_per_sm >= 1
     assert resources.shared_bytes == 2 * (128 * 128 + 2 * 64 * (128 + 128))  # Q, and two stages of K and V, 2 bytes each
+
+
+def test_a_record_of_our_kernel_has_the_simulator_as_prior() -> None:
+    from einsight.tuner.gpu import written
+    from einsight.tuner.record import Status
+    from einsight.tuner.recorded import Outcome, Recorded
+
+    at, gpu = problem(), load_hardware("h100-sxm")
+    assert isinstance(gpu, Gpu)
+    space = at.space()
+    outcomes = (Outcome(Status.OK, (1e-3,)),) * len(space)
+    record = Recorded("r", "attention", gpu.devices[0], space, outcomes, written(ATTENTION))
+    np.testing.assert_allclose(prior.of_record(record), prior.simulated(at, gpu))
+    for other, message in (
+        (Recorded("r", "gemm", gpu.devices[0], space, outcomes, written(ATTENTION)), "no record of a kernel of ours"),
+        (Recorded("r", "attention", "Unheard Of", space, outcomes, written(ATTENTION)), "no profile lists the device"),
+    ):
+        with pytest.raises(prior.PriorError, match=message):
+            prior.of_record(other)
