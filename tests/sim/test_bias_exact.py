@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from einsight.sim import bias_exact as exact
-from einsight.sim.bias_examples import absolute_offset, point_cloud
 from einsight.sim.bias_exact import BiasError, ExactBias
+from einsight.sim.bias_examples import absolute_offset, point_cloud
 
 EPS = float(np.finfo(np.float64).eps)
 LONG = 8192

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from einsight.sim.bias_analysis import Wanted, of_matrices
-from einsight.sim.bias_examples import absolute_offset, pair_bias, swin_v2_tables, t5_tables, toeplitz_bias, window_bias
 from einsight.sim.bias_exact import BiasError, alibi
+from einsight.sim.bias_examples import absolute_offset, pair_bias, swin_v2_tables, t5_tables, toeplitz_bias, window_bias
 from einsight.sim.bias_svd import Probe, decompose, factorise, factorise_to_output
 
 WINDOW = 12
