@@ -22,8 +22,6 @@ from einsight.sim.units import format_time
 Target = Annotated[str | None, typer.Option(metavar="NAME", help="GPU of the generations' rows; default: NATTEN's.")]
 Reference = Annotated[Path | None, typer.Option("--reference", metavar="DIR", help="Folder of the published rows.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="The measured profiles as CSV and nothing else.")]
-GENERATIONS_ON = "a100"
-"""Where the published averages of the generations were measured: a word of the profile's name."""
 
 
 def run(target: Target = None, reference: Reference = None, as_csv: AsCsv = False, as_json: Json = False) -> None:
@@ -66,7 +64,7 @@ def run(target: Target = None, reference: Reference = None, as_csv: AsCsv = Fals
 
 
 def _gpu(target: str | None) -> Gpu:
-    found = load_hardware(target) if target else gna.device_like(GENERATIONS_ON)
+    found = load_hardware(target) if target else gna.generations_gpu()
     if not isinstance(found, Gpu):
         raise CommandError("--target", str(target), "a GPU")
     return found

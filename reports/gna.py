@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from einsight.sim import strict_yaml
 from einsight.sim.family import load_family
 from einsight.sim.gna_advice import best_tiles, legal_pairs
 from einsight.sim.gna_bounds import bounds, end_to_end
@@ -24,15 +25,13 @@ from einsight.sim.gna_time import Problem, dense_seconds, predict_gna
 from einsight.sim.gna_unfused import gemm_seconds, naive_seconds
 from einsight.sim.hardware import Gpu, load_hardware, names
 from einsight.sim.mask import Gna
+from einsight.sim.strict_yaml import Item
 
 COUNTS, PAPER, PROFILES = "natten_block_mask_counts.json", "gna_paper_rows.json", "natten_profiler.json"
 SIMULATOR_ALLOWED, TIME_ALLOWED = 0.02, 0.15
 """Absolute difference to the paper's simulator column; relative difference to a measured kernel time."""
 
-SHARES = {"flux4k": 0.518, "hunyuan": 0.607, "cosmos": 0.587}
-"""Self attention in a whole run, Table 1 of the GNA paper: attention in the transformer x the transformer in the run."""
-PAPER_DEVICE, PAPER_HEADS, PAPER_HEAD_DIM = "b200", 24, 128
-"""Where the paper measured, a word of the profile's name; heads of its video and its image model."""
+FACTS = Path(__file__).parent / "templates" / "gna.yaml"
 
 
 class PublishedRowsError(ValueError):
@@ -128,14 +127,14 @@ def count_rows(folder: Path) -> list[CountRow]:
 
 def simulator_rows(folder: Path) -> list[SimulatorRow]:
     """The paper's end-to-end tables, measured on a B200; attention's share of the run is Table 1's."""
-    found, gpu = [], device_like(PAPER_DEVICE)
+    paper, found = _end_to_end(), []
+    gpu, kernel = paper.gpu, kernel_for(paper.gpu)
     for row in _rows(folder / PAPER, "rows"):
         gna = _gna({"dilation": [1] * len(row["input_size"]), "is_causal": [False] * len(row["input_size"]), **row})
         bound = bounds(gna, count_tiles(gna, tuple(row["q_tile"]), tuple(row["kv_tile"])))
         steps = row["sa_steps"], row["total_steps"]
-        share = SHARES.get(row["model"], row["attention_share_of_e2e"] / (1 - steps[0] / steps[1]))
-        problem = Problem(gna, heads=PAPER_HEADS, head_dim=PAPER_HEAD_DIM)
-        kernel = kernel_for(gpu)
+        share = paper.shares.get(row["model"], row["attention_share_of_e2e"] / (1 - steps[0] / steps[1]))
+        problem = Problem(gna, heads=paper.heads, head_dim=paper.head_dim)
         time = predict_gna(problem, gpu, kernel, tuple(row["q_tile"]), tuple(row["kv_tile"]), kernel.tiling)
         flop, worst, ours = (end_to_end(s, share, *steps) for s in (bound.flop, bound.worst, time.speedup))
         found.append(SimulatorRow(
@@ -192,21 +191,25 @@ SWEEP_WORDS = (
     "1-D 1k, 4k, 16k tokens with windows 32, 128, 512; 2-D 32, 64, 128 squared with 7, 13, 25; 3-D 12, 16, 24 cubed with"
     " 3, 5, 9; batch 8, 4 heads of 32, dilation 1 and the largest possible"
 )
-PUBLISHED = {
-    ("gemm", 1, "fp32"): 8.95, ("gemm", 2, "fp32"): 2.72, ("gemm", 1, "fp16"): 5.48, ("gemm", 2, "fp16"): 1.93,
-    ("fused", 1, "fp16"): 17.59, ("fused", 2, "fp16"): 9.58, ("fused", 3, "fp16"): 11.35,
-}  # fmt: skip
-"""Mean improvements over naive kernels, forward, on an A100: abstract of arXiv 2403.04690. Its sweep is not published."""
 TENSOR_TYPE = {"fp32": "tf32", "fp16": "fp16"}
 
 
 def generation_rows(gpu: Gpu) -> list[GenerationRow]:
     """The published averages beside ours over `SWEEP`; forward passes only."""
-    return [
-        GenerationRow(kernel, rank, precision, mean(found) if found else None, published, len(found))
-        for (kernel, rank, precision), published in PUBLISHED.items()
-        for found in [_improvements(kernel, rank, precision, gpu)]
-    ]
+    rows = []
+    for item in _facts("generations")["improvements"].items():
+        entry = item.table(required=("kernel", "rank", "precision", "published"))
+        kernel, precision, rank = entry["kernel"].text(), entry["precision"].text(), entry["rank"].integer(1)
+        found = _improvements(kernel, rank, precision, gpu)
+        rows.append(GenerationRow(
+            kernel, rank, precision, mean(found) if found else None, entry["published"].number(), len(found)
+        ))  # fmt: skip
+    return rows
+
+
+def generations_gpu() -> Gpu:
+    """Where the published averages were measured."""
+    return _gpu(_facts("generations")["target"].text())
 
 
 def _improvements(kernel: str, rank: int, precision: str, gpu: Gpu) -> list[float]:
@@ -254,6 +257,33 @@ def dilated_rows(gpu: Gpu) -> list[DilatedRow]:
     return found
 
 
+# -- published facts ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Paper:
+    gpu: Gpu
+    heads: int
+    head_dim: int
+    shares: Mapping[str, float]
+
+
+def _end_to_end() -> _Paper:
+    t = _facts("end_to_end")
+    shares = {name: item.number() for name, item in t["shares"].entries().items()}
+    return _Paper(_gpu(t["target"].text()), t["heads"].integer(1), t["head_dim"].integer(1), shares)
+
+
+def _facts(section: str) -> Mapping[str, Item]:
+    return strict_yaml.load(FACTS).table(required=("end_to_end", "generations"))[section].entries()
+
+
+def _gpu(name: str) -> Gpu:
+    found = load_hardware(name)
+    assert isinstance(found, Gpu)
+    return found
+
+
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -275,17 +305,13 @@ def _problem(p: Mapping[str, Any]) -> Problem:
 
 
 def _device(printed: str) -> Gpu:
-    """The GPU of a profile, which prints it as "NVIDIA H100"."""
-    return device_like(printed.split()[-1].lower())
-
-
-def device_like(word: str) -> Gpu:
-    """The last shipped GPU, in alphabetical order, with `word` as a part of its name: of sizes the larger memory."""
+    """The GPU of a profile that prints it as "NVIDIA H100": of several sizes the one with the larger memory."""
+    word = printed.split()[-1].lower()
     for name in reversed(names()):
         found = load_hardware(name)
         if isinstance(found, Gpu) and word in name.split("-"):
             return found
-    raise PublishedRowsError(f"device {word!r}: found no profile of that name; expected one of {', '.join(names())}")
+    raise PublishedRowsError(f"device {printed!r}: found no profile of that name; expected one of {', '.join(names())}")
 
 
 def _mask(gna: Gna) -> str:

@@ -60,8 +60,8 @@ def test_counts_are_those_of_brute_force(mask: Gna, q: list[int], kv: list[int],
     assert block_sparsity(mask, q_tile, kv_tile, tiling).fully == (sum(uncut) == sum(visited))
 
 
-def test_every_line_of_up_to_twelve_tokens() -> None:
-    for length in range(2, 13):
+def test_every_line_of_up_to_ten_tokens() -> None:
+    for length in range(2, 11):
         for window in range(2, length + 1):
             for stride, dilation, causal in product(range(1, window + 1), range(1, length // window + 1), (False, True)):
                 mask = gna((length,), (window,), (stride,), (dilation,), (causal,))
