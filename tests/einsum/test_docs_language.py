@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from einsight.cli import main
 from einsight.einsum.compose import compose
 from einsight.einsum.counts import count
+from einsight.einsum.definitions import DEFINITIONS
 from einsight.einsum.errors import CascadeError
 from einsight.einsum.evaluate import evaluate
 from einsight.einsum.expression import OPERATORS, REDUCERS
@@ -95,6 +97,21 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     printed: list[object] = []
     exec(code.replace("path/to/relu_attention.casc", str(path)), {"print": printed.append})
     assert str(printed[0]) == str(count(EXAMPLES["relu_attention"]))
+
+
+def test_the_commands_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "relu_attention.casc"
+    path.write_text(next(b for b in blocks("casc") if "cascade relu_attention" in b))
+    (lines,) = blocks("sh")
+    for line in lines.splitlines():
+        command, *words = line.replace("path/to/relu_attention.casc", str(path)).split()
+        assert (command, main(words)) == ("einsight", 0)
+    assert "relu_attention" in capsys.readouterr().out
+
+
+def test_the_words_with_a_definition() -> None:
+    for word in DEFINITIONS:
+        assert f"`{word}`" in TEXT
 
 
 def test_the_error_that_is_shown() -> None:
