@@ -86,6 +86,27 @@ class PoolSampler(BaseSampler):  # type: ignore[misc]  # optuna is read untyped
         raise SearchError(f"{param_name}: not a parameter of space {self._space.name}")
 
 
+class UniformSampler(BaseSampler):  # type: ignore[misc]
+    """Rows in random order, each once: what a search must beat. (Optuna's own random sampler knows no valid space.)"""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        self._space = space
+        self._order = iter(np.random.default_rng(seed).permutation(len(space)).tolist())
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return distributions(self._space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return _params(self._space, next(self._order, 0))
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        raise SearchError(f"{param_name}: not a parameter of space {self._space.name}")
+
+
 def _params(space: Space, row: int) -> dict[str, int]:
     return {name: int(i) for name, i in zip(space.parameters, space.points[row], strict=True)}
 
@@ -103,10 +124,10 @@ def row_of(space: Space, trial: FrozenTrial) -> int | None:
 
 
 def sampler(name: str, space: Space, prior: Floats | None, seed: int) -> BaseSampler:
-    """Our sampler ("pool"), or one of Optuna's by its short name."""
+    """Ours ("pool"), rows in random order ("random"), or one of Optuna's by its short name."""
     made: Mapping[str, Callable[[], BaseSampler]] = {
         "pool": lambda: PoolSampler(space, prior, seed),
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "random": lambda: UniformSampler(space, seed),
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
         "gp": lambda: optuna.samplers.GPSampler(seed=seed),
         "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
@@ -256,7 +277,7 @@ class Search:
         distance = np.abs((self.space.points - point) / spans).sum(1)
         distance[list(taken)] = np.inf
         self.study.tell(trial, state=TrialState.FAIL)
-        if not isinstance(self.study.sampler, PoolSampler):  # ours repeats itself only for what came back to the queue
+        if not isinstance(self.study.sampler, PoolSampler | UniformSampler):  # they repeat only what others took meanwhile
             self.study.enqueue_trial(_params(self.space, int(np.argmin(distance))))
 
     def _penalty(self) -> float:
