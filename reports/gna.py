@@ -154,7 +154,7 @@ def profile_rows(folder: Path) -> list[ProfileRow]:
         copies = 0.0 if record["backprop"] else sum(measured[1:])
         tiles = record["tile_config"]
         if tiles["q_tile"] is None:
-            time, permute = dense_seconds(problem, gpu, kernel.dense), 0.0
+            time, permute = dense_seconds(problem, gpu, load_family(kernel.dense)), 0.0
         else:
             made = predict_gna(problem, gpu, kernel, tuple(tiles["q_tile"]), tuple(tiles["kv_tile"]), kernel.tiling)
             time, permute = made.time_s, made.permute_s

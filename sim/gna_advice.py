@@ -14,6 +14,7 @@ from math import log2, prod
 import numpy as np
 from numpy.typing import NDArray
 
+from einsight.sim.family import load_family
 from einsight.sim.gna_bounds import block_sparsity, bounds
 from einsight.sim.gna_kernel import GnaKernel, TilePair
 from einsight.sim.gna_ranges import Ints
@@ -139,7 +140,7 @@ def all_strides(problem: Problem, gpu: Gpu, kernel: GnaKernel, pair: TilePair) -
     run = RunTiles(
         q_tiles, total, masked[0], most, masked[1], fewest, masked[2], dims, total / (q_tiles * dense)
     )  # fmt: skip
-    found = attention_times(problem, gpu, kernel, prod(pair.q), prod(pair.kv), run)
+    found = attention_times(problem, gpu, kernel, load_family(kernel.family), prod(pair.q), prod(pair.kv), run)
     grid = np.meshgrid(*strides, indexing="ij")
     stride = np.stack([g.ravel() for g in grid], axis=1).astype(np.int64)
     permute = permute_seconds(problem, gpu, kernel, pair.q, pair.kv)

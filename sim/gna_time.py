@@ -95,16 +95,16 @@ class RunTiles:
 def predict_gna(problem: Problem, gpu: Gpu, kernel: GnaKernel, q_tile: Shape, kv_tile: Shape, tiling: str) -> GnaTime:
     """The times of one problem with one pair of tile shapes."""
     gna = problem.gna
-    family, _ = load_family(kernel.family).on(gpu, "prefill", problem.dtype, problem.dtype)
+    family = load_family(kernel.family)
     tiles, sparse = count_tiles(gna, q_tile, kv_tile, tiling), block_sparsity(gna, q_tile, kv_tile, tiling).fully
     run = run_tiles(kernel, gna, tiles, sparse)
-    found = attention_times(problem, gpu, kernel, int(np.prod(q_tile)), int(np.prod(kv_tile)), run)
-    time, width = float(found.time_s[0]), family.constant("interval")
+    found = attention_times(problem, gpu, kernel, family, int(np.prod(q_tile)), int(np.prod(kv_tile)), run)
+    fitted, _ = family.on(gpu, "prefill", problem.dtype, problem.dtype)
+    time, width = float(found.time_s[0]), fitted.constant("interval")
     bounds = {name: float(np.ravel(value)[0]) for name, value in found.bounds_s.items()}
-    return GnaTime(
-        time, permute_seconds(problem, gpu, kernel, q_tile, kv_tile), dense_seconds(problem, gpu, kernel.dense), bounds,
-        time / (1 + width), time * (1 + width),
-    )  # fmt: skip
+    permute = permute_seconds(problem, gpu, kernel, q_tile, kv_tile)
+    dense = dense_seconds(problem, gpu, load_family(kernel.dense))
+    return GnaTime(time, permute, dense, bounds, time / (1 + width), time * (1 + width))
 
 
 def run_tiles(kernel: GnaKernel, gna: Gna, tiles: GnaTiles, fully_block_sparse: bool) -> RunTiles:
@@ -132,15 +132,15 @@ class AttentionTimes:
 
 
 def attention_times(
-    problem: Problem, gpu: Gpu, kernel: GnaKernel, block_m: int, block_n: int, run: RunTiles
+    problem: Problem, gpu: Gpu, kernel: GnaKernel, family: Family, block_m: int, block_n: int, run: RunTiles
 ) -> AttentionTimes:
-    """The attention kernel's time for many masks of one problem with one size of tiles."""
+    """The attention kernel's time for many masks of one problem with one size of tiles; `family`: the kernel's."""
     arch = gpu.architecture
     stall = kernel.mask_cycles.value * arch.vector_ops_per_cycle.value / (block_m * block_n)  # as operations per score
     divisions = kernel.division_ops.value * (len(problem.gna.layout) - 1)
     ops = (mask_operations(arch, run.masked_dimensions) + divisions) * (1 - kernel.mask_hidden.value) + stall
     tiles = Tiles(run.blocks, run.total, run.masked, run.most, run.most_masked, run.fewest, run.fewest_masked)
-    return _times(problem, gpu, load_family(kernel.family), block_m, block_n, tiles, ops, run.streamed)
+    return _times(problem, gpu, family, block_m, block_n, tiles, ops, run.streamed)
 
 
 def mask_operations(arch: Architecture, dimensions: Array | float) -> Array:
@@ -149,9 +149,9 @@ def mask_operations(arch: Architecture, dimensions: Array | float) -> Array:
     return np.asarray(2 * compare * np.asarray(dimensions) + compare + select)
 
 
-def dense_seconds(problem: Problem, gpu: Gpu, family_name: str) -> float:
+def dense_seconds(problem: Problem, gpu: Gpu, family: Family) -> float:
     """Dense self attention of the same tokens by a kernel of the family, with the family's own tile."""
-    family, tokens = load_family(family_name), problem.gna.tokens
+    tokens = problem.gna.tokens
     tile = family.tile(problem.head_dim, tokens)
     blocks, steps = float(-(-tokens // tile.block_m)), float(-(-tokens // tile.block_n))
     one = np.ones(1)

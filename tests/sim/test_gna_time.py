@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from einsight.sim.family import load_family
 from einsight.sim.gna_kernel import GnaKernel, family_of, kernel_for, load_gna_kernel, names, runs_on
 from einsight.sim.gna_tiles import count_tiles
 from einsight.sim.gna_time import (
@@ -60,7 +61,7 @@ def test_measured_profiles_of_hopper_and_blackwell_within_fifteen_percent() -> N
         asked = Problem(mask, p["batch"], p["heads"], p["head_dim"], p["dtype"])
         kernel, tiles = kernel_for(gpu), record["tile_config"]
         if tiles["q_tile"] is None:
-            found = dense_seconds(asked, gpu, kernel.dense)
+            found = dense_seconds(asked, gpu, load_family(kernel.dense))
         else:
             found = predict_gna(asked, gpu, kernel, tuple(tiles["q_tile"]), tuple(tiles["kv_tile"]), "static").time_s
         measured = record["kernels"][0]["time_us"] * 1e-6
@@ -94,7 +95,8 @@ def test_a_masked_tile_costs_more_with_every_masked_dimension() -> None:
         pair = kernel.legal_tiles(rank, 128)[-1]
         tiles = count_tiles(p.gna, pair.q, pair.kv)
         masked, bare = (run_tiles(kernel, p.gna, tiles, fully_block_sparse=flag) for flag in (False, True))
-        times = [float(attention_times(p, gpu, kernel, 128, 128, run).time_s[0]) for run in (masked, bare)]
+        family = load_family(kernel.family)
+        times = [float(attention_times(p, gpu, kernel, family, 128, 128, run).time_s[0]) for run in (masked, bare)]
         ratios.append(times[0] / times[1])
     assert 1.2 < ratios[0] < ratios[1] < ratios[2] < 2.0
 
