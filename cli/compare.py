@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +13,9 @@ from einsight.cli import FELL_SHORT
 from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError
 from einsight.reports import measured
-from einsight.reports.compare import SHORT_MS, Comparison, beside, compare
+from einsight.reports.compare import SHORT_MS, Comparison, Unpredicted, beside, compare
 from einsight.reports.outliers import RULE
+from einsight.reports.recorded import read_records
 from einsight.reports.scores import BY, DEFAULT_BY, HEADS, Score, by_group, percent, score, worst
 from einsight.sim.units import format_time
 from einsight.sim.workload import element_type
@@ -22,7 +24,7 @@ SHOWN_WORST = 10
 
 
 def run(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Measured cases, .csv or .csv.gz.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Measured cases: .csv, .csv.gz, or records .jsonl.")],
     by: Annotated[
         str, typer.Option(metavar="COLUMN,...", help="Columns to group by, also target, family, bound, group, windowed.")
     ] = ",".join(DEFAULT_BY),
@@ -40,7 +42,9 @@ def run(
     Example: einsight compare h100.csv.gz --by device,phase,head_dim --rows out.csv
     """
     columns = _columns(by)
-    compared = compare(measured.read(files), target, family)
+    cases, left_out = _read(files)
+    compared = compare(cases, target, family)
+    compared = replace(compared, unpredicted=(*compared.unpredicted, *left_out))
     if not compared.known.any():
         raise CommandError("FILE", _reasons(compared), "at least one row that can be predicted")
     if rows is not None:
@@ -56,6 +60,19 @@ def run(
         _print(compared, columns, overall)
     if fail_above is not None and (overall.mape_percent is None or overall.mape_percent > fail_above):
         raise typer.Exit(FELL_SHORT)
+
+
+def _read(files: Sequence[Path]) -> tuple[measured.Measured, list[Unpredicted]]:
+    """The rows of tables and records, and what the records hold beside them."""
+    parts, left_out = [], []
+    for file in files:
+        if file.suffix == ".jsonl":
+            rows, reasons = read_records(file)
+            left_out += [Unpredicted(*item) for item in reasons.items()]
+        else:
+            rows = measured.read([file])
+        parts.append(rows)
+    return measured.concatenate(parts), left_out
 
 
 def _columns(by: str) -> tuple[str, ...]:
