@@ -18,6 +18,7 @@ from typing import Any, Self
 from einsight.einsum import library
 from einsight.einsum.compose import compose
 from einsight.einsum.ir import Cascade
+from einsight.einsum.sizes import required_sizes
 from einsight.sim.additions import Addition, WorkloadError, additions_from, check_parameters
 from einsight.sim.hardware import DTYPES
 from einsight.sim.mask import DENSE, MAX_SIZE, Mask, mask_from
@@ -26,6 +27,7 @@ from einsight.sim.mask_predicate import predicate
 PHASES = ("prefill", "decode")
 CACHES = ("cold", "warm")
 REQUIRED_SIZES = ("h", "m", "n", "e")
+KEY = "N"
 DECODE_QUERIES = 64
 """Most new tokens per sequence that count as decode (speculative decoding proposes a few); more is a prompt's chunk."""
 
@@ -172,6 +174,14 @@ class Workload:
             if size not in known | {"m", "n", "e", "f"}:
                 raise WorkloadError(f"sizes.{size}", f"size {size}", f"a rank of cascade {base.name}",
                                     f"it has {', '.join(sorted(known))}")  # fmt: skip
+        if base.rank(KEY) is None:
+            raise WorkloadError("cascade", f"cascade {base.name}, which has no rank {KEY}", "a cascade over keys",
+                                f"it has {', '.join(r.name for r in base.ranks)}")  # fmt: skip
+        tiles = {part for rank in base.ranks for part in rank.parts}
+        for name in required_sizes(base):
+            if name.lower() not in self.sizes and name not in tiles:
+                raise WorkloadError("sizes", f"no {name.lower()}", f"the size of rank {name} of cascade {base.name}",
+                                    f"a workload file gives it: sizes: {{{name.lower()}: ...}}")  # fmt: skip
 
     @property
     def key(self) -> str:

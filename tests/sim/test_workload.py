@@ -253,3 +253,22 @@ def test_values_refuse_the_same():
         Workload.attention(heads=32, seq_q=8, head_dim=8, mask="causal", cascade="linear").composed()
     with pytest.raises(WorkloadError, match="phase: found 'train'"):
         Workload.attention(heads=32, seq_q=8, head_dim=8, phase="train")
+
+
+def test_a_cascade_of_ones_own_says_which_sizes_it_needs(tmp_path):
+    path = tmp_path / "latent.casc"
+    path.write_text(
+        "cascade latent\nrank M, N, E, R\nin Q[m,e] C[n,r]\nin UK[r,e] over g\nout S[m]\nscore QK[m,n]\n"
+        "K[n,e] = C[n,r] * UK[r,e]\nQK[m,n] = Q[m,e] * K[n,e]\nS[m] = QK[m,n] :: max(n)\n"
+    )
+    sizes = {"h": 4, "m": 8, "n": 8, "e": 16}
+    with pytest.raises(WorkloadError, match="sizes: found no r; expected the size of rank R of cascade latent"):
+        Workload("latent", str(path), sizes).composed()
+    assert Workload("latent", str(path), sizes | {"r": 2}).composed().rank("R")
+
+
+def test_a_cascade_without_keys_is_no_workload(tmp_path):
+    path = tmp_path / "project.casc"
+    path.write_text("cascade project\nrank M, E, F\nin Q[m,e]\nin W[e,f] over none\nout P[m,f]\nP[m,f] = Q[m,e] * W[e,f]\n")
+    with pytest.raises(WorkloadError, match="cascade project, which has no rank N; expected a cascade over keys"):
+        Workload("project", str(path), {"h": 4, "m": 8, "n": 8, "e": 16}).composed()
