@@ -63,6 +63,11 @@ def build_cases(
     splits = np.ones(block_m.shape)
     if mapping is not None or family.window_splits or not windowed:
         splits = _split_choice(plan, full, tiles, block_n, resident, pack, gpu, family, mapping)
+    idle = np.zeros(splits.shape)
+    if windowed and mapping is None and family.window_split_by == "cache":
+        whole = np.maximum(np.ceil(full[KEY] / block_n), 1.0)
+        active = np.ceil(splits * np.minimum(tiles.longest / whole, 1.0)).clip(1.0)
+        splits, idle = active, splits - active
     persistent = mapping.schedule == "persistent" if mapping else family.schedule == "persistent"
     return Cases(
         sizes=full, block_m=block_m, block_n=block_n, splits=splits, blocks_per_sm=resident,
@@ -70,7 +75,7 @@ def build_cases(
         widths=plan.widths, dtype=dtype, touched=touched_keys(mask, full[QUERY], full[KEY]) / full[KEY],
         mask_ops=mask_operations(mask, gpu.architecture),
         shared_by=_sharing(plan, full, full[QUERY] * heads, family, mapping),
-        windowed=full[KEY] > (mask.window or np.inf),
+        idle_parts=idle, windowed=full[KEY] > (mask.window or np.inf),
     ), tuple(notes)  # fmt: skip
 
 
@@ -143,9 +148,11 @@ def _split_choice(
         return np.ones(block_n.shape)
     replicas = sizes["B"] * sizes["G"] * np.where(pack, 1.0, sizes["J"])
     blocks = np.maximum(tiles.blocks * replicas, 1.0)
-    keys = np.minimum(tiles.longest * block_n, sizes[KEY])
+    longest = tiles.longest if family.window_split_by == "window" else np.ceil(sizes[KEY] / block_n)
+    keys = np.minimum(longest * block_n, sizes[KEY])
+    wide = head_dim(plan, sizes)
     prefill, decode = (
-        choose_splits(family.split[phase], blocks, sizes["B"], tiles.longest, keys, gpu.sms.value, resident)
+        choose_splits(family.split[phase], blocks, sizes["B"], longest, keys, gpu.sms.value, resident, wide)
         for phase in ("prefill", "decode")
     )
     return np.where(sizes[QUERY] <= 1.0, decode, prefill)  # a prefill of one token takes the decode path

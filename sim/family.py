@@ -42,6 +42,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "window_per_score": Constant("op", 0.0, 32.0, "the same, more, where a sliding window has two edges to test"),
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
     "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
+    "exit_cycles": Constant("cycle", 0.0, 5000.0, "a part of a split run that finds no key of its own inside the window"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
     "regroup_s": Constant("s", 0.0, 1.5e-5, "copies that bring the packed query heads of several sequences into order"),
     "joule_per_flop": Constant("J", 0.0, 1e-12, "switching energy that a long run must pay at TDP: the falling clock"),
@@ -59,7 +60,7 @@ CONSTANTS: Mapping[str, Constant] = {
 NEUTRAL: Mapping[str, float] = {
     "sequence_s": 0.0, "split_s": 0.0, "tile_cycles": 0.0, "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
     "joule_per_flop": 0.0, "kv_copy": 0.0, "q_copy": 0.0, "regroup_s": 0.0, "token_cycles": 0.0,
-    "uneven_s": 0.0, "mask_per_score": 0.0, "window_per_score": 0.0, "uneven_copy": 0.0,
+    "uneven_s": 0.0, "mask_per_score": 0.0, "window_per_score": 0.0, "uneven_copy": 0.0, "exit_cycles": 0.0,
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
 
@@ -88,13 +89,16 @@ class SplitRule:
     efficiency  below 80 % of `waves` waves and from `min_tiles` key tiles on: the smallest split whose waves are at
                 least 85 % as full as the best split's (FlashAttention's heuristic)
     balanced    FlashAttention-3's decode scheduler: that split for one sequence, and no more parts than tiles per SM allow
-    fill        `waves` waves of parts, none shorter than `min_keys`
+    fill        `waves` waves of parts, none shorter than `min_keys` or, times the head dimension, than `min_elements`;
+                a wave is one block per resident slot, or per SM (`fills`)
     """
 
     rule: str
     min_tiles: int = 1
     min_keys: int = 1
     waves: int = 1
+    min_elements: int = 0
+    fills: str = "slots"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,8 @@ class Family:
     split: Mapping[str, SplitRule]  # by phase
     constants: Mapping[str, Quantity]
     fits: tuple[Fit, ...] = ()
+    window_split_by: str = "window"  # what a split run divides: the keys in the window, or the whole "cache"
+    products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
     arithmetic: str = "operands"  # products in the operands' type, or in the "cache"'s: then queries are converted too
 
     def for_products(self, dtype: str, kv_dtype: str) -> tuple[Family, str]:
@@ -245,7 +251,7 @@ _KEYS = (
 
 
 def _family(root: Item) -> Family:
-    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic"))
+    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic", "products"))
     return Family(
         name=t["name"].text(),
         title=t["title"].text(),
@@ -264,9 +270,11 @@ def _family(root: Item) -> Family:
         skips_masked=t["skips_masked"].boolean(),
         window_packs=_flag(t.get("window"), "packs"),
         window_splits=_flag(t.get("window"), "splits"),
+        window_split_by=_split_by(t.get("window")),
         split={p: _split(item) for p, item in t["split"].table(required=PHASES).items()},
         constants=_constants(t["constants"]),
         fits=tuple(_fit(i) for i in t["fits"].items()) if "fits" in t else (),
+        products=t["products"].choice(("tensor", "vector")) if "products" in t else "tensor",
         arithmetic=t["arithmetic"].choice(("operands", "cache")) if "arithmetic" in t else "operands",
     )
 
@@ -275,8 +283,14 @@ def _flag(item: Item | None, name: str) -> bool:
     """An entry of `window: {packs: false, splits: false}`; true where nothing is said."""
     if item is None:
         return True
-    table = item.table(optional=("packs", "splits"))
+    table = item.table(optional=("packs", "splits", "splits_by"))
     return table[name].boolean() if name in table else True
+
+
+def _split_by(item: Item | None) -> str:
+    """`splits_by` of the same table: "window" where nothing is said."""
+    table = item.table(optional=("packs", "splits", "splits_by")) if item is not None else {}
+    return table["splits_by"].choice(("window", "cache")) if "splits_by" in table else "window"
 
 
 def _tile(item: Item) -> Tile:
@@ -288,9 +302,11 @@ def _tile(item: Item) -> Tile:
 
 
 def _split(item: Item) -> SplitRule:
-    t = item.table(required=("rule",), optional=("min_tiles", "min_keys", "waves"))
+    t = item.table(required=("rule",), optional=("min_tiles", "min_keys", "waves", "min_elements", "fills"))
     rule = t["rule"].choice(("none", "efficiency", "balanced", "fill"))
-    return SplitRule(rule, *(t[k].integer(1) if k in t else 1 for k in ("min_tiles", "min_keys", "waves")))
+    tiles, keys, waves = (t[k].integer(1) if k in t else 1 for k in ("min_tiles", "min_keys", "waves"))
+    elements = t["min_elements"].integer(1) if "min_elements" in t else 0
+    return SplitRule(rule, tiles, keys, waves, elements, t["fills"].choice(("slots", "sms")) if "fills" in t else "slots")
 
 
 def _constants(item: Item) -> Mapping[str, Quantity]:

@@ -39,6 +39,7 @@ class Cases:
     touched    share of the keys that some query needs
     mask_ops   fp32-pipe operations per score of a masked tile
     windowed   whether a sliding window cuts any key off
+    idle_parts parts of a split run, per block, that lie before the window and end at once
     shared_by  blocks of a cluster that load each key tile from L2 together
     """
 
@@ -57,6 +58,7 @@ class Cases:
     mask_ops: float
     shared_by: Array | float = 1.0
     windowed: Flags | bool = False
+    idle_parts: Array | float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     mask_ops = cases.mask_ops + family.constant("mask_per_score")
     mask_ops = mask_ops + np.where(cases.windowed, family.constant("window_per_score"), 0.0)
     masked = mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * resident
-    fixed = family.constant("block_cycles") + _block_cycles(work, at, cases, gpu, family)
+    fixed = family.constant("block_cycles") + resident * _block_cycles(work, at, cases, gpu, family)
 
     def block(total: Array, border: Array) -> Array:
         return fixed + np.ceil(total / cases.splits) * per_tile + np.ceil(border / cases.splits) * masked * len(swept)
@@ -108,6 +110,7 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     )
     total = np.clip(total, count * shortest, count * longest)
     cycles = makespan(count, total, longest, shortest, slots, cases.persistent)
+    cycles = cycles + family.constant("exit_cycles") * tiles.blocks * replicas * cases.idle_parts / slots
     return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, longest, slots)
 
 
@@ -125,6 +128,9 @@ class _TileCost:
 def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family: Family) -> _TileCost:
     arch = gpu.architecture
     peak = _unit_cycles(sweep.share, at, cases, gpu)
+    if family.products == "vector":
+        lanes = sweep.share.matmul().at(at) / arch.vector_ops_per_cycle.value
+        peak |= {"tensor cores": ZERO * lanes, "fp32 pipe": peak["fp32 pipe"] + lanes / family.constant("mma_efficiency")}
     scores = at[QUERY] * at[KEY]
     peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * scores / arch.vector_ops_per_cycle.value
     loaded = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams), ZERO)

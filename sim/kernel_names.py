@@ -34,6 +34,7 @@ class Rule:
     instructions: tuple[str, ...] = ()
     group: tuple[int, int] = ANY
     head_dim: tuple[int, int] = ANY
+    small_grid: tuple[int, int, int] | None = None  # (times, min_keys, waves): see `_small`
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,9 @@ def framework_name(framework: str) -> str:
 
 
 def family_for(
-    kernel: str, framework: str, phase: str, gpu: Gpu, heads_q: Array, heads_kv: Array, head_dim: Array
-) -> NDArray[np.str_]:
+    kernel: str, framework: str, phase: str, gpu: Gpu, heads_q: Array, heads_kv: Array, head_dim: Array, batch: Array,
+    seq_kv: Array,
+) -> NDArray[np.str_]:  # fmt: skip
     """The family's name for every row (arrays of one length), "" where no rule knows the kernel."""
     group, done = heads_q / heads_kv, np.zeros(len(head_dim), dtype=bool)
     out = np.full(len(head_dim), "", dtype="<U32")
@@ -69,6 +71,8 @@ def family_for(
         if not _concerns(rule, kernel, framework, phase, gpu):
             continue
         here = ~done & _within(group, rule.group) & _within(head_dim, rule.head_dim)
+        if rule.small_grid is not None:
+            here &= _small(rule.small_grid, batch * heads_kv, seq_kv, gpu.sms.value)
         out[here] = rule.family
         done |= here
     return out
@@ -97,6 +101,14 @@ def _concerns(rule: Rule, kernel: str, framework: str, phase: str, gpu: Gpu) -> 
     )
 
 
+def _small(limits: tuple[int, int, int], blocks: Array, keys: Array, sms: float) -> NDArray[np.bool_]:
+    """Whether `times` the blocks of a split grid are fewer than the SMs; parts of `min_keys` keys fill at most `waves`."""
+    times, min_keys, waves = limits
+    parts = np.clip(np.floor(keys / min_keys), 1.0, np.maximum(1.0, np.floor(waves * sms / blocks)))
+    found: NDArray[np.bool_] = times * blocks * parts < sms
+    return found
+
+
 def _within(values: Array, bounds: tuple[int, int]) -> NDArray[np.bool_]:
     found: NDArray[np.bool_] = (values >= bounds[0]) & (values <= bounds[1])
     return found
@@ -118,7 +130,7 @@ def read_table(path: Path) -> Table:
 
 
 def _rule(item: Item) -> Rule:
-    t = item.table(["kernels", "family"], ["frameworks", "phase", "instructions", "group", "head_dim"])
+    t = item.table(["kernels", "family"], ["frameworks", "phase", "instructions", "group", "head_dim", "small_grid"])
     return Rule(
         kernels=_texts(t["kernels"]),
         family=t["family"].choice(names()),
@@ -127,12 +139,18 @@ def _rule(item: Item) -> Rule:
         instructions=tuple(i.choice(INSTRUCTIONS) for i in t["instructions"].items()) if "instructions" in t else (),
         group=_range(t["group"]) if "group" in t else ANY,
         head_dim=_range(t["head_dim"]) if "head_dim" in t else ANY,
+        small_grid=_small_grid(t["small_grid"]) if "small_grid" in t else None,
     )
 
 
 def _value_dim(item: Item) -> ValueDim:
     t = item.table(["frameworks", "head_dim", "value_dim", "source"])
     return ValueDim(_texts(t["frameworks"]), t["head_dim"].integer(1), t["value_dim"].integer(1), t["source"].text())
+
+
+def _small_grid(item: Item) -> tuple[int, int, int]:
+    t = item.table(["times", "min_keys", "waves"])
+    return t["times"].integer(1), t["min_keys"].integer(1), t["waves"].integer(1)
 
 
 def _texts(item: Item) -> tuple[str, ...]:

@@ -134,8 +134,9 @@ def _fits(family: Family, arch: Architecture, m: Array, n: Array, row_bytes: Arr
 
 
 def choose_splits(
-    rule: SplitRule, blocks: Array, sequences: Array, tiles: Array, keys: Array, sms: float, resident: Array
-) -> Array:
+    rule: SplitRule, blocks: Array, sequences: Array, tiles: Array, keys: Array, sms: float, resident: Array,
+    head_dim: Array | float = 1.0,
+) -> Array:  # fmt: skip
     """Parts of the key rank by a family's rule.
 
     `blocks`: the grid without splitting, of `sequences` sequences; `tiles`: key tiles of the longest block; `keys`: keys
@@ -146,7 +147,10 @@ def choose_splits(
         return np.ones_like(blocks)
     if rule.rule == "fill":
         most = np.maximum(1.0, np.ceil(keys / rule.min_keys))
-        return np.clip(np.floor(rule.waves * slots / blocks), 1.0, np.minimum(most, np.maximum(tiles, 1.0)))
+        if rule.min_elements:
+            most = np.minimum(most, np.maximum(1.0, np.ceil(keys * head_dim / rule.min_elements)))
+        wanted = np.floor(rule.waves * (slots if rule.fills == "slots" else sms) / blocks)
+        return np.clip(wanted, 1.0, np.minimum(most, np.maximum(tiles, 1.0)))
     if rule.rule == "efficiency":
         return _efficient_splits(blocks, tiles, np.full_like(blocks, rule.waves * sms), rule.min_tiles)
     bound = _efficient_splits(blocks / sequences, tiles, np.full_like(blocks, sms), rule.min_tiles)
