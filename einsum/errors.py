@@ -44,11 +44,17 @@ def render(file: str, text: str, problems: Iterable[Problem]) -> str:
     return "\n".join(blocks)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """`Did you mean K?` for the known word nearest to `word`, or None when nothing is near."""
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word most like `word`, whatever its case; None when nothing is near."""
     by_fold = {name.lower(): name for name in known if name != word}
     near = get_close_matches(word.lower()[:80], by_fold, n=1)
-    return f"Did you mean {by_fold[near[0]]}?" if near else None
+    return by_fold[near[0]] if near else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """`Did you mean K?`, or None when nothing is near."""
+    near = nearest(word, known)
+    return f"Did you mean {near}?" if near else None
 
 
 def _place(problem: Problem) -> tuple[int, int]:

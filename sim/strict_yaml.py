@@ -7,7 +7,6 @@ aliases and empty values. Built on the parser's events alone, so no object of a 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from einsight.einsum.errors import nearest
 from einsight.sim import units
 
 MAX_DEPTH = 32
@@ -165,10 +165,9 @@ def parse(text: str, file: str = "<text>") -> Item:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint with the nearest known word, whatever its case, or nothing."""
-    by_lower = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    return f'did you mean "{by_lower[near[0]]}"?' if near else ""
+    """A hint with the nearest known word, or nothing."""
+    near = nearest(word, known)
+    return f'did you mean "{near}"?' if near else ""
 
 
 def _build(event: Any, events: Iterator[Any], file: str, path: str, depth: int) -> Item:
