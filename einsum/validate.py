@@ -73,7 +73,8 @@ def _declared(cascade: Cascade, names: Header) -> Iterator[Problem]:
             yield Problem(f"{tensor.name} is declared twice", tensor.span, "each input and output once")
         seen.add(tensor.name)
     if cascade.extends is None and not cascade.outputs and "out" not in names.excused:
-        yield Problem(f"cascade {cascade.name} has no output" if cascade.name else "there is no output", None, "a line such as `out AV[m,f]`")
+        message = f"cascade {cascade.name} has no output" if cascade.name else "there is no output"
+        yield Problem(message, None, "a line such as `out AV[m,f]`")
     if cascade.extends is not None and cascade.outputs:
         message = f"fragment {cascade.name} has an output"
         yield Problem(

@@ -136,7 +136,7 @@ def test_a_bare_config_is_named_after_its_folder(tmp_path):
 @pytest.mark.parametrize("text", ["int8", 1.5, ["bf16"]])
 def test_a_type_that_is_not_modelled_is_said_with_the_way_out(text):
     model = model_from(SMALL | {"torch_dtype": text}, name="odd")
-    with pytest.raises(WorkloadError, match="torch_dtype .* in the configuration of odd.*give it with --dtype"):
+    with pytest.raises(WorkloadError, match=r"torch_dtype .* in the configuration of odd.*give it with --dtype"):
         model.groups("prefill", 1, 128)
     assert model.groups("prefill", 1, 128, dtype="bf16")
 
