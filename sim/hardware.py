@@ -237,7 +237,8 @@ def _cost(item: Item) -> dict[str, float]:
 
 
 def quantity(item: Item, unit: str) -> Quantity:
-    """One number of a profile: `{value: "4.8 TB/s", kind: datasheet, source: "title of the document"}`; for `assumed`, what it rests on."""
+    """One number of a profile: `{value: "4.8 TB/s", kind: datasheet, source: "title of the document"}`; the source of an
+    `assumed` one is what it rests on."""
     table = item.table(["value", "kind", "source"])
     value = table["value"].quantity(unit)
     if value <= 0:
