@@ -97,7 +97,8 @@ def learn(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Factoriser = Factoriser(first.queries.shape[1], first.keys.shape[1], first.bias.shape[0], rank, hidden).to(first.bias)
+        model = Factoriser(first.queries.shape[1], first.keys.shape[1], first.bias.shape[0], rank, hidden)
+    model.to(first.bias)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):

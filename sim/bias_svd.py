@@ -169,22 +169,55 @@ def _sum_of_squares(matrix: Matrix, means: Array) -> float:
 
 
 def _leading(matrix: Matrix, means: Array, number: int) -> tuple[Matrix, Array, Matrix]:
-    """The leading `number` triplets of matrix - means, without forming the difference."""
+    """The leading `number` triplets of matrix - means (fewer when its rank is lower), without forming the difference."""
     column = means.astype(matrix.dtype)[:, None]
-
-    def times(x: Matrix) -> Matrix:
-        return np.asarray(matrix @ x - column * x.sum(axis=0))
-
-    def transposed(y: Matrix) -> Matrix:
-        return np.asarray(matrix.T @ y - column.T @ y)
-
+    transpose = np.ascontiguousarray(matrix.T) if matrix.size <= WHOLE**2 else matrix.T
     width = min(number + OVERSAMPLED, *matrix.shape)
     start = np.random.default_rng(0).standard_normal((matrix.shape[1], width)).astype(matrix.dtype)
-    basis = np.linalg.qr(times(start))[0]
+
+    def times(x: Matrix) -> Matrix:
+        return _product(matrix, x) - column * x.sum(axis=0)
+
+    def transposed(y: Matrix) -> Matrix:
+        return _product(transpose, y) - column.T @ y
+
+    basis = _spread(times(start))
     for _ in range(POWER_ITERATIONS):
-        basis = np.linalg.qr(times(np.linalg.qr(transposed(basis))[0]))[0]
-    left, singular, right = np.linalg.svd(transposed(basis).T, full_matrices=False)
-    return np.asarray(basis @ left[:, :number]), np.asarray(singular[:number]), np.asarray(right[:number])
+        basis = _spread(times(_spread(transposed(basis))))
+    basis = _spread(basis)  # once more: orthonormal to rounding, now that no direction is small
+    rows = transposed(basis)
+    squares, turn = np.linalg.eigh(_product(rows.T, rows).astype(np.float64))
+    kept = np.argsort(squares)[::-1][:number]
+    kept = kept[squares[kept] > squares.max(initial=0.0) * float(np.finfo(matrix.dtype).eps)]
+    singular = np.sqrt(squares[kept])
+    turned = turn[:, kept].astype(matrix.dtype)
+    right = _product(rows, turned) / singular.astype(matrix.dtype)
+    return _product(basis, turned), singular, np.ascontiguousarray(right.T)
+
+
+def _spread(columns: Matrix) -> Matrix:
+    """A basis of the columns, orthonormal but for rounding that small directions magnify.
+
+    By the eigenvectors of their Gram matrix: small products instead of a factorisation. Directions of less than
+    sqrt(eps) of the largest are lost; their energy is below eps.
+    """
+    squares, turn = np.linalg.eigh(_product(columns.T, columns).astype(np.float64))
+    kept = squares > squares.max(initial=0.0) * 4 * float(np.finfo(columns.dtype).eps)
+    turned = turn[:, kept] / np.sqrt(squares[kept])
+    return _product(columns, np.asarray(turned, dtype=columns.dtype))
+
+
+SMALL_PRODUCT = 2**18
+"""Multiply-accumulates of a product that BLAS libraries leave to one thread. On a machine whose cores are busy, threads that
+wait for each other at the end of every small product cost a hundred times the product."""
+
+
+def _product(a: Matrix, b: Matrix) -> Matrix:
+    """a @ b; of small matrices in blocks of rows that stay in one thread."""
+    rows = SMALL_PRODUCT // (a.shape[1] * max(b.shape[1], 1))
+    if a.size > WHOLE**2 or rows < 1:
+        return np.asarray(a @ b)
+    return np.concatenate([a[r : r + rows] @ b for r in range(0, len(a), rows)])
 
 
 # -- heads and layers -------------------------------------------------------------------------------------------------
