@@ -49,7 +49,7 @@ class Pool:
         self._believed: set[int] = set()
         self._refit_at = 0
         self._first = self._first_batch(coordinates, np.random.default_rng(seed))
-        self._rest = np.random.default_rng(seed + 1).permutation(self.size)
+        self._rest = np.random.default_rng(seed + 1).permutation(self.size) if prior is None else np.argsort(prior)
         self.expected_gain = np.inf
 
     def _first_batch(self, coordinates: Floats, random: np.random.Generator) -> list[int]:

@@ -162,7 +162,7 @@ def _kernel_tuner(name: str, raw: Mapping[str, Any]) -> Recorded:
     keys, entries = raw["tune_params_keys"], list(raw["cache"].values())
     outcomes = []
     for entry in entries:
-        samples = tuple(float(t) * MS for t in entry.get("times", ()) if isinstance(t, int | float) and t > 0)
+        samples = tuple(float(t) * MS for t in entry.get("times", ()) if isinstance(t, int | float) and 0 < t < math.inf)
         found = _outcome(entry["time"], entry["time"], MS)
         outcomes.append(Outcome(Status.OK, samples) if samples and found.status is Status.OK else found)
     space = enumerated(raw["kernel_name"], [{k: e[k] for k in keys} for e in entries])
@@ -174,7 +174,7 @@ def _t4(name: str, raw: Mapping[str, Any]) -> Recorded:
     device, kernel = raw["metadata"].get("device", ""), raw["metadata"].get("kernel", name)
     outcomes = []
     for result in results:
-        samples = tuple(float(t) * scale for t in result["times"].get("runtimes", ()) if t > 0)
+        samples = tuple(float(t) * scale for t in result["times"].get("runtimes", ()) if 0 < t < math.inf)
         invalid = result["invalidity"]
         ok = invalid == "correct" and samples
         outcomes.append(Outcome(Status.OK, samples) if ok else Outcome(OUTCOMES.get(invalid, Status.FAILED), (), invalid))

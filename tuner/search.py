@@ -1,7 +1,7 @@
 """The search on Optuna's study: our own sampler over an enumerated pool, any Optuna sampler beside it, storage, leases.
 
 The only file that imports optuna. A trial's parameters are the indices of a space's values (integers keep the order
-that tile sizes have); the row of the space and the outcome stand in its user attributes.
+that tile sizes have); its outcome stands in its user attributes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from einsight.tuner.space import Space
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
-ROW, STATUS, REASON, WORKER, ALIVE = "row", "status", "reason", "worker", "alive_s"
-"""User attributes of a trial: its row, how it ended, why, who runs it (host:process:number), when that one last lived."""
+STATUS, REASON, WORKER, ALIVE = "status", "reason", "worker", "alive_s"
+"""User attributes of a trial: how it ended, why, who runs it (host:process:number), when that one last gave a sign."""
 SAMPLERS = ("pool", "random", "tpe", "gp", "cmaes", "qmc", "nsga2")
 GRACE_S = 60.0  # a running trial whose worker gave no sign for this long goes back to the queue
 SIGN_S = 5.0  # how often a worker gives a sign
@@ -181,7 +181,7 @@ class Search:
     def tell(self, asked: Asked, measured: Measurement) -> None:
         """One outcome. A failure is complete as well, with a constraint that says it is infeasible: samplers then learn
         from it, which Optuna's FAIL state would hide from them."""
-        attributes = {ROW: asked.row, STATUS: measured.status.value} | ({REASON: measured.reason} if measured.reason else {})
+        attributes = {STATUS: measured.status.value} | ({REASON: measured.reason} if measured.reason else {})
         for name, value in attributes.items():
             asked.trial.set_user_attr(name, value)
         ok = measured.status is Status.OK
@@ -195,7 +195,7 @@ class Search:
     def add(self, row: int, measured: Measurement) -> None:
         """A measurement made before, so that it is never repeated."""
         value = measured.time_s if measured.status is Status.OK else self._penalty()
-        attributes = {ROW: row, STATUS: measured.status.value, WORKER: self.worker}
+        attributes = {STATUS: measured.status.value, WORKER: self.worker}
         self.study.add_trial(
             create_trial(
                 value=value, params=_params(self.space, row), distributions=distributions(self.space),
@@ -256,7 +256,6 @@ class Search:
 
     def _claim(self, trial: Trial, row: int) -> bool:
         """Whether this worker may measure the row. Of two that asked for the same at once, the lower number wins."""
-        trial.set_user_attr(ROW, row)
         trial.set_user_attr(WORKER, self.worker)
         trial.set_user_attr(ALIVE, time.time())
         for found, other in self._rows(TrialState.COMPLETE, TrialState.RUNNING):

@@ -41,6 +41,9 @@ class Space:
     def __post_init__(self) -> None:
         if self.points.ndim != 2 or self.points.shape[1] != len(self.parameters) or not len(self.points):
             raise SpaceError(f"{self.name}: got points of shape {self.points.shape}, expected [N > 0, {len(self.parameters)}]")
+        if len(self._rows) < len(self.points):
+            twice = next(r for r, p in enumerate(self.points.tolist()) if self._rows[tuple(p)] != r)
+            raise SpaceError(f"{self.name}: {self.configuration(twice)} is listed twice, expected each configuration once")
 
     def __len__(self) -> int:
         return len(self.points)
@@ -93,8 +96,9 @@ class Space:
         pairs = [(logs[a], logs[b]) for a in logs for b in logs if a < b]
         columns = [f for a, b in pairs for f in (a + b, a - b)] + whole
         spread = [(c - c.min()) / np.ptp(c) for c in columns if np.ptp(c) > 0]
-        distinct = {column.tobytes(): column for column in [*self.coordinates.T, *spread]}
-        return np.stack(list(distinct.values()), axis=1)
+        varying = [c for c in self.coordinates.T if np.ptp(c) > 0]
+        distinct = {column.tobytes(): column for column in [*varying, *spread]}
+        return np.stack(list(distinct.values()), axis=1) if distinct else np.zeros((len(self), 1))
 
 
 def enumerated(name: str, configurations: Iterable[Configuration]) -> Space:

@@ -156,3 +156,23 @@ def test_a_space_without_points_is_refused() -> None:
         enumerated("k", [])
     with pytest.raises(SpaceError, match="shape"):
         Space("k", {"a": (1,)}, np.zeros((2, 2), dtype=np.int64))
+
+
+def test_what_does_not_vary_is_no_feature_and_nothing_is_listed_twice() -> None:
+    space = enumerated("k", [{"x": x, "fixed": 3, "name": n} for x in (1, 2, 4) for n in ("a", "b")])
+    assert space.features.shape == (6, 2) and space.coordinates.shape == (6, 3)
+    assert enumerated("k", [{"x": 1}]).features.shape == (1, 1)
+    with pytest.raises(SpaceError, match=r"\{'x': 2\} is listed twice"):
+        enumerated("k", [{"x": 2}, {"x": 1}, {"x": 2}])
+
+
+def test_when_everything_fails_the_prior_goes_on_leading() -> None:
+    y = truth(GRID)
+    pool = Pool(GRID, y, 0)
+    rows = []
+    for _ in range(40):
+        row = pool.propose()
+        assert row is not None
+        rows.append(row)
+        pool.observe(row, None)
+    assert set(np.argsort(y)[:20].tolist()) <= set(rows)
