@@ -17,7 +17,7 @@ from einsight.einsum.concatenate import Concatenation, concatenation
 from einsight.einsum.counts import count, matmul_flops
 from einsight.einsum.definitions import largest_error
 from einsight.einsum.dot import dot
-from einsight.einsum.footprint import POLICIES, Footprint, curve, footprint, least_traffic
+from einsight.einsum.footprint import POLICIES, Footprint, Point, curve, footprint, least_traffic
 from einsight.einsum.format import format_cascade, format_einsum
 from einsight.einsum.ir import Cascade
 from einsight.einsum.passes import PassAnalysis, analyse, levels
@@ -175,9 +175,17 @@ def _traffic(cascade: Cascade, sizes: Mapping[str, int] | None, block: int) -> d
         "element_bytes": ELEMENT_BYTES,
         "compulsory_bytes": found.compulsory_bytes,
         "unfused_bytes": found.unfused_bytes,
-        "curve": [asdict(p) for p in curve(cascade, sizes, widths=ELEMENT_BYTES)],
+        "curve": [asdict(p) for p in _curve(cascade, sizes)],
         "policies": {n: {"bytes": c.traffic_bytes, "buffer_bytes": c.buffer_bytes} for n, c in costs.items()},
     }
+
+
+def _curve(cascade: Cascade, sizes: Mapping[str, int]) -> tuple[Point, ...]:
+    """Least traffic of one head against the buffer, over query blocks and key tiles of any size."""
+    if not {QUERY, KEY} <= set(known_ranks(cascade)):
+        return ()
+    chunks = {part for rank in cascade.ranks for part in rank.parts}
+    return curve(cascade, {name: size for name, size in sizes.items() if name not in chunks}, widths=ELEMENT_BYTES)
 
 
 def _on(cascade: Cascade, sizes: Mapping[str, int] | None, gpu: Gpu | None) -> dict[str, Any]:
@@ -185,8 +193,7 @@ def _on(cascade: Cascade, sizes: Mapping[str, int] | None, gpu: Gpu | None) -> d
     if gpu is None or sizes is None:
         return {}
     buffer_bytes = gpu.architecture.shared_bytes_per_block.value
-    points = curve(cascade, sizes, widths=ELEMENT_BYTES) if {QUERY, KEY} <= set(known_ranks(cascade)) else ()
-    best = least_traffic(points, buffer_bytes)
+    best = least_traffic(_curve(cascade, sizes), buffer_bytes)
     found = {"cycles_per_sm": unit_cycles(count(cascade), sizes, gpu), "buffer_bytes": buffer_bytes}
     return {"target": {"name": gpu.name, **found, "least_traffic": asdict(best) if best else None}}
 
