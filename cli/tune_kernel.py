@@ -12,16 +12,18 @@ from einsight.cli.output import print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError
 from einsight.cli.tune_search import Live, finish, search
 from einsight.kernels.catalog import KERNELS
-from einsight.kernels.spaces import excluded
+from einsight.kernels.spaces import Config, excluded
 from einsight.sim.hardware import Gpu, find_device, load_hardware
 from einsight.sim.units import format_time
 from einsight.sim.workload import Workload
 from einsight.sim.workload_file import load_workloads
+from einsight.tuner import gpu as devices
 from einsight.tuner import prior as priors
 from einsight.tuner.measure import NoGpuError, environment
 from einsight.tuner.portfolio import Portfolio, portfolio
 from einsight.tuner.record import Environment, Measurement, Status
 from einsight.tuner.space import Problem, Space
+from einsight.tuner.store import Store
 from einsight.tuner.tune import Tuned
 
 SHOWN = 12
@@ -114,13 +116,9 @@ def gpu_here() -> Environment:
 
 
 def _search(kernel: str, workload: Workload, live: Live, here: Environment) -> Tuned:
-    from einsight.tuner import gpu as devices
-
+    problem = _here(kernel, workload, here)
     target = find_device(here.device)
     hardware = load_hardware(target) if target else None
-    if kernel not in KERNELS:
-        raise CommandError("tune", kernel, f"a kernel: {', '.join(sorted(KERNELS))}")
-    problem = Problem(KERNELS[kernel], workload, here.capability)
     prior = None
     if live.prior in (None, "simulator") and isinstance(hardware, Gpu):
         prior = priors.simulated(problem, hardware)
@@ -129,6 +127,30 @@ def _search(kernel: str, workload: Workload, live: Live, here: Environment) -> T
     with devices.device(problem, here) as device:
         title = f"{kernel} {workload.name}"
         return search(device.space, device, device.subject, prior, live, title, workload.key)
+
+
+def _here(kernel: str, workload: Workload, here: Environment) -> Problem:
+    if kernel not in KERNELS:
+        raise CommandError("tune", kernel, f"a kernel: {', '.join(sorted(KERNELS))}")
+    return Problem(KERNELS[kernel], workload, here.capability)
+
+
+def _measured_on_all(kernel: str, workloads: Sequence[Workload], live: Live, here: Environment) -> list[dict[str, float]]:
+    """Times by configuration for every shape: its own search, then the winners of the other shapes too."""
+    found = [_search(kernel, w, live, here) for w in workloads]
+    winners = [dict(t.best.configuration) for t in found if t.best is not None]
+    tables = []
+    for workload, tuned in zip(workloads, found, strict=True):
+        measured = list(tuned.measured)
+        with devices.device(_here(kernel, workload, here), here) as device:
+            store = Store(device.subject, live.record)
+            for row in {r for w in winners if (r := device.space.row(w)) is not None}:
+                configuration = device.space.configuration(row)
+                if all(dict(m.configuration) != configuration for m in measured):
+                    measured.append(device.measure(row, device.prepare(row)))
+                    store.add(measured[-1])
+        tables.append(_times(measured))
+    return tables
 
 
 def shapes(kernel: str, file: Path, target: str | None, keep: int, predict_only: bool, live: Live, as_json: bool) -> None:
@@ -140,8 +162,7 @@ def shapes(kernel: str, file: Path, target: str | None, keep: int, predict_only:
         problems = [problem_of(kernel, w, gpu) for w in workloads]
         tables = [dict(zip(map(str, p.configurations()), np.exp(priors.simulated(p, gpu)), strict=True)) for p in problems]
     else:
-        here = gpu_here()
-        tables = [_times(_search(kernel, w, live, here).measured) for w in workloads]
+        tables = _measured_on_all(kernel, workloads, live, gpu_here())
     columns = sorted({c for table in tables for c in table})
     times = np.array([[table.get(c, np.nan) for c in columns] for table in tables])
     chosen = portfolio(times, keep, names=names)
@@ -157,8 +178,6 @@ def shapes(kernel: str, file: Path, target: str | None, keep: int, predict_only:
 
 
 def _times(found: Sequence[Measurement]) -> dict[str, float]:
-    from einsight.kernels.spaces import Config
-
     return {str(Config(**m.configuration)): m.time_s for m in found if m.status is Status.OK}
 
 

@@ -118,6 +118,7 @@ def as_document(outcome: Tuned) -> dict[str, Any]:
         "tied": [dict(m.configuration) for m in outcome.tied] if outcome.best else [],
         "measured": len(outcome.measured), "resumed": outcome.resumed, "statuses": dict(outcome.statuses),
         "configurations": len(outcome.space), "ended": outcome.why,
+        "study_best": dict(zip(("configuration", "time_s"), outcome.study_best, strict=True)) if outcome.study_best else None,
     }  # fmt: skip
 
 
@@ -137,6 +138,9 @@ def print_outcome(outcome: Tuned, live: Live) -> None:
     heading = "Finalists, measured in turns" if outcome.raced else "Fastest"
     columns = ("configuration", "time", "behind", "")
     print_table(f"{heading} (noise {100 * noise(order):.1f} %)", columns, rows, right=columns[1:3], wrap=columns[:1])
+    if outcome.study_best is not None and outcome.study_best[1] < order[0].time_s:
+        told = ", ".join(f"{name}={value}" for name, value in outcome.study_best[0].items())
+        print_lines([f"faster, by another worker of the study: {told} at {format_time(outcome.study_best[1])}"])
     failures = [m for m in outcome.measured if m.status is not Status.OK]
     print_lines(f"  {m.status.value}: {_text(m)}: {m.reason}" for m in failures[:SHOWN])
     if live.export is not None:

@@ -210,6 +210,12 @@ class Search:
             found.setdefault(row, trial)
         return found
 
+    def best(self) -> tuple[dict[str, Any], float] | None:
+        """The fastest configuration that any worker has measured, with its time in seconds."""
+        done = ((row, t) for row, t in self.measured().items() if t.user_attrs.get(STATUS) == Status.OK.value)
+        found = min(done, key=lambda one: one[1].value or math.inf, default=None)
+        return None if found is None else (self.space.configuration(found[0]), float(found[1].value or math.inf))
+
     def reclaim(self, grace_s: float = GRACE_S) -> int:
         """Return to the queue what dead workers left running; how many."""
         count = 0

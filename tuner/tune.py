@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from einsight.tuner.record import Measurement, Status
 from einsight.tuner.search import Asked, PoolSampler, Search
-from einsight.tuner.space import Space
+from einsight.tuner.space import Configuration, Space
 from einsight.tuner.store import Store, ranked
 
 TIED = 1.0  # times the noise: configurations this close to the best are told as tied
@@ -48,13 +48,15 @@ class Progress:
 
 @dataclass
 class Tuned:
-    """The outcome. `why` the search ended; `raced`: the finalists measured in turns, empty where there was no race."""
+    """The outcome. `why` the search ended; `raced`: the finalists measured in turns, empty where there was no race;
+    `study_best`: the fastest of every worker of the study, with its time in seconds."""
 
     space: Space
     measured: list[Measurement] = field(default_factory=list)
     raced: list[Measurement] = field(default_factory=list)
     resumed: int = 0
     why: str = ""
+    study_best: tuple[Configuration, float] | None = None
 
     @property
     def best(self) -> Measurement | None:
@@ -112,6 +114,7 @@ def tune(
         threads.shutdown(wait=False, cancel_futures=True)
         for asked in queue.values():
             search.give_back(asked)
+    outcome.study_best = search.best()
     return outcome
 
 
