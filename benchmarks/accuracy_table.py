@@ -40,7 +40,6 @@ BARS = {
     ("prefill", False): (10.0, 12.0, 20.0, 30.0), ("decode", False): (10.0, 12.0, 20.0, 30.0),
 }  # fmt: skip
 """Largest mean error in percent that we allow: held-out rows, device unseen, framework unseen, architecture unseen."""
-CLUSTER_BY = ("device", "framework", "kernel", "phase", "dtype", "kv_dtype", "windowed", "head_dim", "length", "batches")
 
 
 def main() -> int:
@@ -159,14 +158,13 @@ def _table(lines: list[tuple[str, ...]]) -> str:
 def _clusters(compared: Comparison) -> str:
     heads = ("", "cluster", "rows", "mean error, %", "bias, %", "median", "of all error, %")
     lines = []
-    for k, c in enumerate(clusters(compared, 10, CLUSTER_BY), 1):
+    for k, c in enumerate(clusters(compared, 10), 1):
         v, s = c.values, c.score
-        where = f"{find_device(v['device'])} {v['framework']} {v['kernel']} {v['phase']}"
-        types = v["dtype"] if v["dtype"] == v["kv_dtype"] else f"{v['dtype']}/{v['kv_dtype']}"
-        what = f"D {v['head_dim']}, {types}, keys {v['length']}, batch {v['batches']}"
         window = ", window" if v["windowed"] == "yes" else ""
+        where = f"{v['target']}, {v['framework']}, {v['family']}, {v['phase']}"
+        what = f"D {v['head_dim']}, {v['kv_dtype']} keys{window}, length {v['length']}"
         numbers = (s.mape_percent, s.bias_percent, s.mdape_percent, c.share_percent)
-        lines.append((str(k), f"{where}: {what}{window}", str(s.n), *(f"{x or 0:.1f}" for x in numbers)))
+        lines.append((str(k), f"{where}: {what}", str(s.n), *(f"{x or 0:.1f}" for x in numbers)))
     return _markdown(heads, lines, numbers=range(2, len(heads)))
 
 

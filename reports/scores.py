@@ -15,9 +15,9 @@ OWN_COLUMNS = ("target", "family", "bound")
 DERIVED = ("group", "windowed", "length", "batches")
 BY = (*(c for c in COLUMNS if c != "latency_ms"), *OWN_COLUMNS, *DERIVED)
 DEFAULT_BY = ("device", "framework", "phase")
-CLUSTER_BY = ("device", "framework", "kernel", "phase", "dtype", "kv_dtype", "windowed", "head_dim", "length", "batches")
-LENGTH_EDGES = (2, 17, 65, 257, 1025, 4097, 16385)
-BATCH_EDGES = (2, 9, 33, 129)
+CLUSTER_BY = ("target", "framework", "family", "phase", "kv_dtype", "windowed", "head_dim", "length")
+LENGTH_EDGES = (2, 65, 1025, 16385)
+BATCH_EDGES = (2, 17, 129)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ def _ninetieth(values: Numbers) -> float:
 
 
 def _steps(values: Numbers, edges: tuple[int, ...]) -> Text:
-    """`1`, `2-16`, ..., `16385-`: which step each value falls into."""
+    """`1`, `2-64`, ..., `16385-`: which step each value falls into."""
     starts = (1, *edges)
     names = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in zip(starts, edges, strict=False)] + [f"{edges[-1]}-"]
     found: Text = np.array(names)[np.digitize(values, edges)]
