@@ -176,7 +176,7 @@ def _leading(matrix: Matrix, means: Array, number: int) -> tuple[Matrix, Array, 
     start = np.random.default_rng(0).standard_normal((matrix.shape[1], width)).astype(matrix.dtype)
 
     def times(x: Matrix) -> Matrix:
-        return _product(matrix, x) - column * x.sum(axis=0)
+        return np.asarray(_product(matrix, x) - column * x.sum(axis=0))
 
     def transposed(y: Matrix) -> Matrix:
         return _product(transpose, y) - column.T @ y
