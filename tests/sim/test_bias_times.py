@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from einsight.einsum.compose import compose
+from einsight.einsum.concatenate import concatenation
+from einsight.einsum.format import format_cascade
+from einsight.einsum.library import fragment, load
 from einsight.sim.additions import Addition
 from einsight.sim.bias_times import bias_times, concatenated, dense_kind, with_factors, with_matrix
+from einsight.sim.family import load_family
+from einsight.sim.hardware import Gpu, load_hardware
 from einsight.sim.mapping import Mapping
-from einsight.sim.predict import predict
+from einsight.sim.predict import estimate_of, predict
 from einsight.sim.workload import Workload
 
 N, H, B = 4096, 8, 4
@@ -93,3 +101,20 @@ def test_ranks_of_one_granule_run_alike() -> None:
     two, sixteen, seventeen = (next(b.time_s for b in p.bounds if b.name == "tensor cores") for p in found)
     assert two == sixteen < seventeen
     assert found[0].time_s == pytest.approx(found[1].time_s, rel=0.05)
+
+
+def test_the_fold_s_kernel_takes_the_time_of_the_wider_workload(tmp_path: Path) -> None:
+    """`einsum.concatenate` and `concatenated` are two ways to the same kernel: its cascade, written out, is predicted alike."""
+    rank = 16
+    found = concatenation(compose(load("one_pass"), [fragment("low_rank")], outer=False))
+    assert found is not None
+    packed = replace(found.packed, inputs=tuple(replace(t, outer=None) for t in found.packed.inputs))
+    file = tmp_path / "packed.casc"
+    file.write_text(format_cascade(packed), encoding="utf-8")
+    wide = replace(PLAIN, cascade=str(file), sizes={**PLAIN.sizes, "e_r": PLAIN.sizes["e"] + rank})
+    gpu = load_hardware(TARGET)
+    assert isinstance(gpu, Gpu)
+    folded, widened = (estimate_of(w, gpu, load_family("flash3")) for w in (wide, concatenated(PLAIN, rank)))
+    np.testing.assert_allclose(folded.time_s, widened.time_s, rtol=1e-12)
+    for name, bound in widened.bounds_s.items():
+        np.testing.assert_allclose(folded.bounds_s[name], bound, rtol=1e-12)
