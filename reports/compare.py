@@ -11,7 +11,7 @@ from einsight.reports.measured import Flags, Measured, Numbers, Places, Text, gr
 from einsight.reports.outliers import set_aside
 from einsight.sim.family import Family, load_family
 from einsight.sim.hardware import DTYPE_BYTES, Gpu, find_device, load_gpu
-from einsight.sim.kernel_names import family_for, framework_name, known_kernels, value_dims
+from einsight.sim.kernel_names import family_for, framework_name, known_kernels, value_dims, windows
 from einsight.sim.rows import Rows, predicted
 from einsight.sim.workload import element_type
 
@@ -115,12 +115,14 @@ def compare(
 
 
 def rows_of(measured: Measured) -> Rows:
-    """The columns in the model's words; every row of one framework."""
+    """The columns in the model's words; every row of one framework, kernel and phase."""
     framework = str(measured.framework[0]) if len(measured) else ""
+    kernel, phase = (str(c[0]) if len(measured) else "" for c in (measured.kernel, measured.phase))
     dtype, kv_dtype = (_element_types(column) for column in (measured.dtype, measured.kv_dtype))
     return Rows(
         measured.batch, measured.seq_q, measured.seq_kv, measured.heads_q, measured.heads_kv, measured.head_dim,
-        value_dims(framework, measured.head_dim), measured.window, dtype, kv_dtype,
+        value_dims(framework, measured.head_dim), windows(kernel, framework, phase, measured.head_dim, measured.window),
+        dtype, kv_dtype,
     )  # fmt: skip
 
 
@@ -189,7 +191,7 @@ def parts(measured: Measured, target: str | None = None, family: str | None = No
         named = np.full(len(index), family or "", dtype=NAME)
         if family is None:
             sizes = some.heads_q, some.heads_kv, some.head_dim, some.batch, some.seq_kv
-            named = family_for(first["kernel"], first["framework"], first["phase"], gpu, *sizes)
+            named = family_for(first["kernel"], first["framework"], first["phase"], gpu, *sizes, str(element_type(first["kv_dtype"])))
         for name in np.unique(named).tolist():
             yield Part(index[named == name], gpu, name, "" if name else _unknown_kernel(first, gpu))
 

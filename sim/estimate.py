@@ -122,6 +122,8 @@ def _tiles(
     mapping: Mapping | None,
 ) -> Tiles:  # fmt: skip
     skips = mapping.skips_masked if mapping else family.skips_masked
+    if mapping is None and mask.window is not None and not family.window_skips:
+        mask = Mask(tuple(r for r in mask.restrictions if r.kind != "window"))
     found = grid_of(mask if skips else Mask(), sizes[QUERY], sizes[KEY], block_m, block_n, heads)
     if mask.gna is not None or mask.blocks is not None:
         return found if skips else replace(found, masked=found.total, longest_masked=found.longest)

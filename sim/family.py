@@ -146,6 +146,7 @@ class Family:
     split: Mapping[str, SplitRule]  # by phase
     constants: Mapping[str, Quantity]
     fits: tuple[Fit, ...] = ()
+    window_skips: bool = True  # whether tiles outside a sliding window are left out
     window_split_by: str = "window"  # what a split run divides: the keys in the window, or the whole "cache"
     products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
     arithmetic: str = "operands"  # products in the operands' type, or in the "cache"'s: then queries are converted too
@@ -271,6 +272,7 @@ def _family(root: Item) -> Family:
         window_packs=_flag(t.get("window"), "packs"),
         window_splits=_flag(t.get("window"), "splits"),
         window_split_by=_split_by(t.get("window")),
+        window_skips=_flag(t.get("window"), "skips"),
         split={p: _split(item) for p, item in t["split"].table(required=PHASES).items()},
         constants=_constants(t["constants"]),
         fits=tuple(_fit(i) for i in t["fits"].items()) if "fits" in t else (),
@@ -279,17 +281,20 @@ def _family(root: Item) -> Family:
     )
 
 
+_WINDOW = ("packs", "splits", "splits_by", "skips")
+
+
 def _flag(item: Item | None, name: str) -> bool:
     """An entry of `window: {packs: false, splits: false}`; true where nothing is said."""
     if item is None:
         return True
-    table = item.table(optional=("packs", "splits", "splits_by"))
+    table = item.table(optional=_WINDOW)
     return table[name].boolean() if name in table else True
 
 
 def _split_by(item: Item | None) -> str:
     """`splits_by` of the same table: "window" where nothing is said."""
-    table = item.table(optional=("packs", "splits", "splits_by")) if item is not None else {}
+    table = item.table(optional=_WINDOW) if item is not None else {}
     return table["splits_by"].choice(("window", "cache")) if "splits_by" in table else "window"
 
 

@@ -96,8 +96,7 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     swept = [_tile(sweep, at, cases, gpu, family) for sweep in work.sweeps]
     rounds = [np.maximum(t.alone, resident * t.widest) for t in swept]
     per_tile = sum(rounds, ZERO) + family.constant("tile_cycles") * len(swept)
-    mask_ops = cases.mask_ops + family.constant("mask_per_score")
-    mask_ops = mask_ops + np.where(cases.windowed, family.constant("window_per_score"), 0.0)
+    mask_ops: Array = cases.mask_ops + family.constant("mask_per_score") + np.where(cases.windowed, family.constant("window_per_score"), 0.0)
     masked = mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * resident
     fixed = family.constant("block_cycles") + resident * _block_cycles(work, at, cases, gpu, family)
 

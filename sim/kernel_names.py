@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from einsight.sim import strict_yaml
 from einsight.sim.family import names
-from einsight.sim.hardware import INSTRUCTIONS, PHASES, Gpu
+from einsight.sim.hardware import DTYPES, INSTRUCTIONS, PHASES, Gpu
 from einsight.sim.schedule import Array
 from einsight.sim.strict_yaml import Item
 
@@ -34,6 +34,7 @@ class Rule:
     instructions: tuple[str, ...] = ()
     group: tuple[int, int] = ANY
     head_dim: tuple[int, int] = ANY
+    kv_dtypes: tuple[str, ...] = ()
     small_grid: tuple[int, int, int] | None = None  # (times, min_keys, waves): see `_small`
 
 
@@ -48,11 +49,23 @@ class ValueDim:
 
 
 @dataclass(frozen=True, slots=True)
+class IgnoredWindow:
+    """Rows whose sliding window the kernel was not told: their times are those of full attention."""
+
+    frameworks: tuple[str, ...]
+    kernels: tuple[str, ...]
+    phase: str
+    head_dim: tuple[int, int]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """The whole file."""
 
     rules: tuple[Rule, ...]
     value_dims: tuple[ValueDim, ...]
+    ignored_windows: tuple[IgnoredWindow, ...]
 
 
 def framework_name(framework: str) -> str:
@@ -62,13 +75,16 @@ def framework_name(framework: str) -> str:
 
 def family_for(
     kernel: str, framework: str, phase: str, gpu: Gpu, heads_q: Array, heads_kv: Array, head_dim: Array, batch: Array,
-    seq_kv: Array,
+    seq_kv: Array, kv_dtype: str = "bf16",
 ) -> NDArray[np.str_]:  # fmt: skip
-    """The family's name for every row (arrays of one length), "" where no rule knows the kernel."""
+    """The family's name for every row (arrays of one length), "" where no rule knows the kernel.
+
+    `kv_dtype`: the cache's element type, as ours are named.
+    """
     group, done = heads_q / heads_kv, np.zeros(len(head_dim), dtype=bool)
     out = np.full(len(head_dim), "", dtype="<U32")
     for rule in table().rules:
-        if not _concerns(rule, kernel, framework, phase, gpu):
+        if not _concerns(rule, kernel, framework, phase, gpu) or (rule.kv_dtypes and kv_dtype not in rule.kv_dtypes):
             continue
         here = ~done & _within(group, rule.group) & _within(head_dim, rule.head_dim)
         if rule.small_grid is not None:
@@ -84,6 +100,15 @@ def value_dims(framework: str, head_dim: Array) -> Array:
     for line in table().value_dims:
         if framework_name(framework) in line.frameworks:
             out[np.asarray(head_dim) == line.head_dim] = line.value_dim
+    return out
+
+
+def windows(kernel: str, framework: str, phase: str, head_dim: Array, window: Array) -> Array:
+    """The window that the kernel applied, 0 for none: the row's, unless the table knows that it was ignored."""
+    out = np.array(window, dtype=np.float64)
+    for line in table().ignored_windows:
+        if framework_name(framework) in line.frameworks and kernel in line.kernels and phase == line.phase:
+            out[_within(np.asarray(head_dim), line.head_dim)] = 0.0
     return out
 
 
@@ -122,15 +147,16 @@ def table() -> Table:
 
 def read_table(path: Path) -> Table:
     """A table from a file. Raises SpecError with file, line and place."""
-    root = strict_yaml.load(path).table(["rules", "value_dims"])
+    root = strict_yaml.load(path).table(["rules", "value_dims", "ignored_windows"])
     return Table(
         tuple(_rule(item) for item in root["rules"].items()),
         tuple(_value_dim(item) for item in root["value_dims"].items()),
+        tuple(_ignored(item) for item in root["ignored_windows"].items()),
     )
 
 
 def _rule(item: Item) -> Rule:
-    t = item.table(["kernels", "family"], ["frameworks", "phase", "instructions", "group", "head_dim", "small_grid"])
+    t = item.table(["kernels", "family"], ["frameworks", "phase", "instructions", "group", "head_dim", "small_grid", "kv_dtypes"])
     return Rule(
         kernels=_texts(t["kernels"]),
         family=t["family"].choice(names()),
@@ -139,6 +165,7 @@ def _rule(item: Item) -> Rule:
         instructions=tuple(i.choice(INSTRUCTIONS) for i in t["instructions"].items()) if "instructions" in t else (),
         group=_range(t["group"]) if "group" in t else ANY,
         head_dim=_range(t["head_dim"]) if "head_dim" in t else ANY,
+        kv_dtypes=tuple(i.choice(DTYPES) for i in t["kv_dtypes"].items()) if "kv_dtypes" in t else (),
         small_grid=_small_grid(t["small_grid"]) if "small_grid" in t else None,
     )
 
@@ -146,6 +173,13 @@ def _rule(item: Item) -> Rule:
 def _value_dim(item: Item) -> ValueDim:
     t = item.table(["frameworks", "head_dim", "value_dim", "source"])
     return ValueDim(_texts(t["frameworks"]), t["head_dim"].integer(1), t["value_dim"].integer(1), t["source"].text())
+
+
+def _ignored(item: Item) -> IgnoredWindow:
+    t = item.table(["frameworks", "kernels", "phase", "source"], ["head_dim"])
+    dims = _range(t["head_dim"]) if "head_dim" in t else ANY
+    phase = t["phase"].choice(PHASES)
+    return IgnoredWindow(_texts(t["frameworks"]), _texts(t["kernels"]), phase, dims, t["source"].text())
 
 
 def _small_grid(item: Item) -> tuple[int, int, int]:
