@@ -12,9 +12,19 @@ from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError
 from einsight.reports import measured
 from einsight.reports.compare import Comparison, compare
-from einsight.reports.fitting import Fitted, calibrate, described, fitted_family, samples, with_fits, without
+from einsight.reports.fitting import (
+    Fitted,
+    calibrate,
+    described,
+    fitted_family,
+    framework_text,
+    samples,
+    with_fits,
+    without,
+)  # fmt: skip
 from einsight.reports.scores import HEADS, by_group, score
 from einsight.sim.family import CONSTANTS, Family, family_file, load_family
+from einsight.sim.framework import file_of, read_additions
 from einsight.sim.hardware import find_device, load_gpu
 
 HELD_OUT_BY = ("target", "framework", "phase")
@@ -24,6 +34,9 @@ def run(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Measured cases, .csv or .csv.gz.")],
     family: Annotated[str, typer.Option(metavar="NAME", help="Which family: a name, or the path of a family file.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the family file with the fits.")] = None,
+    frameworks: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write what each framework adds around the kernel, a file each.")
+    ] = None,
     leave_out: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="Fit without this device and judge on it; a profile or device string.")
     ] = None,
@@ -49,6 +62,8 @@ def run(
     if out is not None:
         text = family_file(family).read_text(encoding="utf-8")
         out.write_text(with_fits(text, fam.fits, fits, on), encoding="utf-8")
+    if frameworks is not None:
+        _write_frameworks(frameworks, fam.name, fits, on)
     if as_json:
         return print_json(_as_json(fam, fits, judged, on))
     for fit in fits:
@@ -57,6 +72,14 @@ def run(
         _print_left_out(name, found)
     if out is not None:
         print_lines([f"{out}: {len(fits)} fits of {fam.name} on {on}"])
+
+
+def _write_frameworks(folder: Path, family: str, fits: Sequence[Fitted], on: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sorted({fit.ground.framework for fit in fits}):
+        file = folder / file_of(name).name
+        old = read_additions(file) if file.is_file() else ()
+        file.write_text(framework_text(name, family, old, fits, on), encoding="utf-8")
 
 
 def _profile(device: str) -> str:

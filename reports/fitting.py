@@ -18,6 +18,7 @@ from einsight.reports.measured import Measured
 from einsight.reports.outliers import set_aside
 from einsight.sim.calibration import Calibration, Sample, constants_for, fit, held_out, with_constants
 from einsight.sim.family import CONSTANTS, Family, Fit
+from einsight.sim.framework import ADDED, LAUNCH, Addition
 from einsight.sim.hardware import Gpu
 from einsight.sim.kernel_names import framework_name
 from einsight.sim.rows import Rows, times
@@ -126,6 +127,24 @@ def with_fits(text: str, old: Sequence[Fit], new: Sequence[Fitted], fitted_on: s
     kept = {_ground(f): entry for f, entry in zip(old, entries, strict=True)}
     kept |= {f.ground: _entry(f, fitted_on) for f in new}
     return head + "".join(kept[g] for g in sorted(kept)) + tail
+
+
+def framework_text(framework: str, family: str, old: Sequence[Addition], new: Sequence[Fitted], fitted_on: str) -> str:
+    """The file of a framework's own constants, as `new` fits of a family found them; entries of other grounds are kept."""
+    entries = {(a.family, a.architecture, a.phase, a.dtypes): a for a in old}
+    for fitted in new:
+        f = fitted.as_fit(fitted_on)
+        own = {name: f.constants[name] for name in (LAUNCH, *ADDED) if name in f.constants}
+        if f.framework == framework:
+            made = Addition(family, f.architecture, f.phase, f.dtypes, own, f.fitted_on)
+            entries[family, f.architecture, f.phase, f.dtypes] = made
+    lines = ["# What this framework's own kernels and launches add around a kernel family, as fits of that family found it.",
+             f"name: {framework}", "additions:"]  # fmt: skip
+    for a in (entries[key] for key in sorted(entries)):
+        lines += [f"  - family: {a.family}", f"    architecture: {a.architecture}", f"    phase: {a.phase}",
+                  f"    dtypes: [{', '.join(a.dtypes)}]", f'    fitted_on: "{a.fitted_on}"', "    constants:"]  # fmt: skip
+        lines += [f"      {name}: {_number(value)}" for name, value in a.constants.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _sample(pieces: Sequence[tuple[Gpu, Measured]]) -> Sample:

@@ -49,8 +49,11 @@ def file_of(framework: str) -> Path:
 def additions(framework: str) -> tuple[Addition, ...]:
     """Everything fitted for a framework; nothing for one that no table named."""
     path = file_of(framework)
-    if not framework or not path.is_file():
-        return ()
+    return read_additions(path) if framework and path.is_file() else ()
+
+
+def read_additions(path: Path) -> tuple[Addition, ...]:
+    """The entries of a framework's file. Raises SpecError with file, line and place."""
     root = strict_yaml.load(path).table(["name", "additions"])
     return tuple(_addition(item) for item in root["additions"].items())
 
@@ -73,6 +76,7 @@ def added(framework: str, family: str, architecture: str, phase: str, dtypes: tu
     entries = additions(framework)
     if not entries:
         return {}
+
     def far(a: Addition) -> tuple[bool, bool, bool, bool]:
         return a.phase != phase, a.architecture != architecture, a.family != family, a.dtypes != dtypes
 

@@ -14,6 +14,7 @@ from einsight.reports.fitting import FEWEST_ROWS, Ground, samples, with_fits
 from einsight.reports.measured import COLUMNS, TEXTS, Measured, write
 from einsight.sim.calibration import held_out, with_constants
 from einsight.sim.family import CONSTANTS, Fit, family_file, load_family
+from einsight.sim.framework import read_additions
 from einsight.sim.hardware import load_gpu
 from einsight.sim.rows import times
 
@@ -85,6 +86,19 @@ def test_fits_of_other_grounds_stay(einsight: Einsight, tables: list[str], tmp_p
     assert [f.architecture for f in load_family(str(both)).fits] == ["sm_80", "sm_89"]
     kept = first.read_text(encoding="utf-8").partition("fits:")[2]
     assert kept in both.read_text(encoding="utf-8")
+
+
+def test_what_a_framework_adds_is_written_beside(einsight: Einsight, tables: list[str], tmp_path: Path) -> None:
+    """Entries of both architectures stand in one file, with the values that the fits of the family have."""
+    out, folder = tmp_path / "f.yaml", tmp_path / "frameworks"
+    for table in tables:
+        words = ("calibrate", table, "--family", "flash2", "--out", str(out), "--frameworks", str(folder))
+        assert einsight(*words).code == 0
+    assert [file.name for file in folder.iterdir()] == ["vllm.yaml"]
+    entries = read_additions(folder / "vllm.yaml")
+    assert [(a.family, a.architecture, a.phase) for a in entries] == [("flash2", f"sm_{n}", "prefill") for n in (80, 89)]
+    fit = next(f for f in load_family(str(out)).fits if f.architecture == "sm_89" and f.phase == "prefill")
+    assert entries[1].constants.items() <= fit.constants.items() and "launch_s" in entries[1].constants
 
 
 def test_a_device_left_out_is_judged_under_the_other_s_constants(einsight: Einsight, tables: list[str]) -> None:
