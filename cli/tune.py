@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +12,31 @@ from einsight.cli import workload as options
 from einsight.cli.output import Json
 from einsight.cli.parsing import CommandError, whole
 
-DEFAULT_TRIALS = "64"
+Kernel = Annotated[str | None, typer.Argument(metavar="[KERNEL]", help="One of `einsight kernels`.")]
+Target = Annotated[str | None, typer.Option(metavar="NAME", help="Profile; default: the GPU at hand.")]
+Explain = Annotated[str | None, typer.Option(metavar="BLOCK_M=128,...", help="Why a configuration is in the space or out.")]
+PredictOnly = Annotated[bool, typer.Option("--predict-only", help="Rank by the simulator; no GPU needed.")]
+Shapes = Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Workloads that share few configurations.")]
+Keep = Annotated[str, typer.Option(metavar="N", help="With --shapes: configurations to keep.")]
+Replay = Annotated[Path | None, typer.Option(metavar="FILE", help="A recorded space is the device.")]
+Key = Annotated[str | None, typer.Option(metavar="KEY", help="With --replay: which workload of a record.")]
+Trials = Annotated[str, typer.Option(metavar="N", help="Measurements at most.")]
+Seeds = Annotated[str | None, typer.Option(metavar="N", help="With --replay: independent runs; default 10.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of one search.")]
+Prior = Annotated[str | None, typer.Option(metavar="none|simulator|noisy:RHO|FILE", help="What is believed beforehand.")]
+Sampler = Annotated[str, typer.Option(metavar="pool|tpe|random|gp|...", help="pool is ours.")]
+Against = Annotated[str | None, typer.Option(metavar="tpe,random,...", help="With --replay: methods beside; default tpe.")]
+Record = Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Keep and resume measurements here.")]
+Storage = Annotated[str | None, typer.Option(metavar="FILE|postgresql://...", help="Study that several workers share.")]
+Ahead = Annotated[str, typer.Option(metavar="N", help="Builds compiled at the same time.")]
+NoStop = Annotated[bool, typer.Option("--no-stop", help="Use every trial, even where little is to gain.")]
+Export = Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found.")]
+ExportAs = Annotated[str, typer.Option("--as", metavar="triton|lookup|t4|kernel-tuner", help="In which form.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="With --replay: draw the curves.")]
 
 
 def run(
-    kernel: Annotated[str | None, typer.Argument(metavar="[KERNEL]", help="One of `einsight kernels`.")] = None,
+    kernel: Kernel = None,
     heads: options.Heads = None,
     kv_heads: options.KvHeads = None,
     batch: options.Batch = "1",
@@ -29,34 +50,26 @@ def run(
     window: options.Window = None,
     bias: options.Bias = None,
     cache: options.Cache = None,
-    target: Annotated[str | None, typer.Option(metavar="NAME", help="Profile; default: the GPU at hand.")] = None,
-    explain: Annotated[
-        str | None, typer.Option(metavar="BLOCK_M=128,...", help="Why a configuration is in the space, or out of it.")
-    ] = None,
-    predict_only: Annotated[bool, typer.Option("--predict-only", help="Rank by the simulator; no GPU needed.")] = False,
-    shapes: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Workloads to share few configurations.")] = None,
-    keep: Annotated[str, typer.Option(metavar="N", help="With --shapes: configurations to keep.")] = "4",
-    replay: Annotated[Path | None, typer.Option(metavar="FILE", help="A recorded space is the device.")] = None,
-    key: Annotated[str | None, typer.Option(metavar="KEY", help="With --replay: which workload of a record.")] = None,
-    trials: Annotated[str, typer.Option(metavar="N", help="Measurements at most.")] = DEFAULT_TRIALS,
-    seeds: Annotated[str | None, typer.Option(metavar="N", help="With --replay: independent runs; default 10.")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of one search.")] = 0,
-    prior: Annotated[
-        str | None, typer.Option(metavar="none|simulator|noisy:RHO|FILE", help="What is believed beforehand.")
-    ] = None,
-    sampler: Annotated[str, typer.Option(metavar="pool|tpe|random|gp|...", help="pool is ours.")] = "pool",
-    against: Annotated[
-        str | None, typer.Option(metavar="tpe,random,...", help="With --replay: methods beside; default tpe.")
-    ] = None,
-    record: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Keep and resume measurements here.")] = None,
-    storage: Annotated[
-        str | None, typer.Option(metavar="FILE|postgresql://...", help="Study that several workers share.")
-    ] = None,
-    ahead: Annotated[str, typer.Option(metavar="N", help="Builds compiled at the same time.")] = "4",
-    all_trials: Annotated[bool, typer.Option("--no-stop", help="Use every trial, even where little is to gain.")] = False,
-    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found.")] = None,
-    export_as: Annotated[str, typer.Option("--as", metavar="triton|lookup|t4|kernel-tuner")] = "lookup",
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="With --replay: draw the curves.")] = None,
+    target: Target = None,
+    explain: Explain = None,
+    predict_only: PredictOnly = False,
+    shapes: Shapes = None,
+    keep: Keep = "4",
+    replay: Replay = None,
+    key: Key = None,
+    trials: Trials = "64",
+    seeds: Seeds = None,
+    seed: Seed = 0,
+    prior: Prior = None,
+    sampler: Sampler = "pool",
+    against: Against = None,
+    record: Record = None,
+    storage: Storage = None,
+    ahead: Ahead = "4",
+    no_stop: NoStop = False,
+    export: Export = None,
+    export_as: ExportAs = "lookup",
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Searches configurations on the GPU at hand, or in a recorded space.
@@ -68,33 +81,19 @@ def run(
     from einsight.cli import tune_kernel, tune_replay, tune_search  # optuna: only when a search runs
 
     live = tune_search.Live(
-        whole(trials, "--trials"), seed, sampler, prior, record, storage, whole(ahead, "--ahead"), not all_trials,
+        whole(trials, "--trials"), seed, sampler, prior, record, storage, whole(ahead, "--ahead"), not no_stop,
         export, export_as, key or "",
     )  # fmt: skip
     if replay is not None:
-        if kernel is not None:
-            raise CommandError("--replay", f"it beside {kernel}", "either a kernel or a recorded space")
-        if seeds is None and (record or storage or export):
-            return tune_search.recorded(replay, live, as_json)
-        count = whole(seeds or "10", "--seeds")
-        replayed = tune_replay.Asked(replay, live.trials, count, sampler, prior, against, plot, live.key)
-        return tune_replay.run(replayed, as_json)
-    if kernel is None:
-        raise CommandError("tune", "no kernel", "a kernel such as `attention`, or --replay FILE")
-    if shapes is not None:
-        return tune_kernel.shapes(kernel, shapes, target, whole(keep, "--keep"), predict_only, live, as_json)
+        return tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
     shape = options.Shape(
         None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias, cache or "warm"
     )
-    if explain is not None:
-        return tune_kernel.explain(kernel, shape.workload(), target, explain, as_json)
-    if predict_only:
-        return tune_kernel.predicted(kernel, shape.workload(), target, as_json)
-    return tune_kernel.measured(kernel, shape.workload(), live, as_json)
+    return tune_kernel.dispatch(kernel, shape, target, explain, predict_only, shapes, whole(keep, "--keep"), live, as_json)
 
 
 def _need_optuna() -> None:
     try:
-        import optuna  # noqa: F401
+        importlib.import_module("einsight.tuner.search")
     except ImportError as error:
         raise CommandError("tune", f"no {error.name}", "the extra `tune`: pip install 'einsight[tune]'") from None

@@ -11,6 +11,7 @@ import numpy as np
 from einsight.cli.output import print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError
 from einsight.cli.tune_search import Live, finish, search
+from einsight.cli.workload import Shape
 from einsight.kernels.catalog import KERNELS
 from einsight.kernels.spaces import Config, excluded
 from einsight.sim.hardware import Gpu, find_device, load_hardware
@@ -27,6 +28,21 @@ from einsight.tuner.store import Store
 from einsight.tuner.tune import Tuned
 
 SHOWN = 12
+
+
+def dispatch(
+    kernel: str | None, shape: Shape, target: str | None, explained: str | None, predict_only: bool, file: Path | None,
+    keep: int, live: Live, as_json: bool,
+) -> None:  # fmt: skip
+    if kernel is None:
+        raise CommandError("tune", "no kernel", "a kernel such as `attention`, or --replay FILE")
+    if file is not None:
+        return shapes(kernel, file, target, keep, predict_only, live, as_json)
+    if explained is not None:
+        return explain(kernel, shape.workload(), target, explained, as_json)
+    if predict_only:
+        return predicted(kernel, shape.workload(), target, as_json)
+    return measured(kernel, shape.workload(), live, as_json)
 
 
 def problem_of(kernel: str, workload: Workload, gpu: Gpu) -> Problem:

@@ -10,8 +10,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from einsight.cli import tune_search
 from einsight.cli.output import print_json, print_lines, print_table
-from einsight.cli.parsing import CommandError
+from einsight.cli.parsing import CommandError, whole
+from einsight.cli.tune_search import Live
 from einsight.tuner import prior as priors
 from einsight.tuner import recorded as records
 from einsight.tuner.recorded import Recorded
@@ -53,6 +55,18 @@ class Asked:
     against: str | None
     plot: Path | None
     key: str
+
+
+def dispatch(
+    file: Path, kernel: str | None, live: Live, seeds: str | None, against: str | None, plot: Path | None, as_json: bool
+) -> None:
+    """One search with all that a real one has when something is to be kept; else many, judged."""
+    if kernel is not None:
+        raise CommandError("--replay", f"it beside {kernel}", "either a kernel or a recorded space")
+    if seeds is None and (live.record or live.storage or live.export):
+        return tune_search.recorded(file, live, as_json)
+    count = whole(seeds or "10", "--seeds")
+    return run(Asked(file, live.trials, count, live.sampler, live.prior, against, plot, live.key), as_json)
 
 
 def run(asked: Asked, as_json: bool) -> None:
