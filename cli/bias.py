@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,6 +78,7 @@ def run(
         head_dim=wide, batch=whole(batch or "1", "--batch"), mask="causal" if causal else None, dtype=dtype or "bf16",
         cache=cache or "cold", cascade=cascade or "one_pass", name=found.title,
     )  # fmt: skip
+    found = replace(found, rests_on=(*found.rests_on, *given.precision_note(plain.dtype, found.keys)))
     timed = [bias_times(plain, found.rank_at_least, t, SHARED[shared], given.computed) for t in target or []]
     if plot is not None:
         from einsight.reports.figures import bias_figure, save  # matplotlib: half a second, only for a picture

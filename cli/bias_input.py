@@ -16,6 +16,7 @@ from einsight.sim.additions import Addition
 from einsight.sim.bias_analysis import Analysis, Wanted, of_exact, of_matrices
 from einsight.sim.bias_exact import BiasError, ExactBias
 from einsight.sim.bias_examples import point_cloud, toeplitz_bias, window_bias
+from einsight.sim.bias_split import FORMATS, digits
 from einsight.sim.bias_svd import Matrix, Probe
 
 Loaded = NDArray[np.floating]
@@ -73,6 +74,16 @@ class Given:
                 return Addition("toeplitz", (("u", 2 * rows - 1),))
             return Addition("window_table", (("u", (2 * rows - 1) * (2 * columns - 1)), ("w", columns)))
         return None
+
+    def precision_note(self, dtype: str, keys: int) -> tuple[str, ...]:
+        """What a 16-bit type makes of the positions of ALiBi at this length."""
+        if self.kind != "alibi" or dtype not in FORMATS or keys // 2 <= FORMATS[dtype].base:
+            return ()
+        number = len(digits([keys // 2], dtype))
+        return (
+            f"{dtype} rounds positions beyond {FORMATS[dtype].base}: split them into {number} digits, rank {2 * number} with the"
+            " terms of the query, exact near the diagonal (sim.bias_split); up to rank 16 that costs no more",
+        )
 
     def _exact(self) -> tuple[ExactBias, int, int]:
         assert self.kind is not None

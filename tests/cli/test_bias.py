@@ -57,6 +57,12 @@ def test_two_models_of_traffic_stand_apart(einsight: Einsight) -> None:
     assert "tile loop of" in out and "theorem, S =" in out and "model, L2 included" in out
 
 
+def test_positions_that_a_type_rounds_are_mentioned(einsight: Einsight) -> None:
+    assert any("split them into 2 digits, rank 4" in line for line in einsight(*ALIBI, "--json").json["rests_on"])
+    short = einsight("bias", "--kind", "alibi", "--heads", "2", "--seq", "512", "--json").json
+    assert not any("digits" in line for line in short["rests_on"])
+
+
 def test_sigmoid_keeps_row_constants(einsight: Einsight) -> None:
     assert einsight(*ALIBI, "--cascade", "sigmoid", "--json").json["rank"] == [2] * 16
 
