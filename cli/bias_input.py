@@ -81,8 +81,8 @@ class Given:
             return ()
         number = len(digits([keys // 2], dtype))
         return (
-            f"{dtype} rounds positions beyond {FORMATS[dtype].base}: split them into {number} digits, rank {2 * number} with the"
-            " terms of the query, exact near the diagonal (sim.bias_split); up to rank 16 that costs no more",
+            f"{dtype} rounds positions beyond {FORMATS[dtype].base}: split them into {number} digits, rank {2 * number} with"
+            " the terms of the query, exact near the diagonal (sim.bias_split); up to rank 16 that costs no more",
         )
 
     def _exact(self) -> tuple[ExactBias, int, int]:
