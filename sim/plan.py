@@ -85,8 +85,9 @@ def key_bytes(plan: Plan, sizes: Mapping[str, Array]) -> Array:
 
 def head_dim(plan: Plan, sizes: Mapping[str, Array]) -> Array:
     """The widest feature vector of a query or a key: what tile tables are indexed by."""
-    wide = {*plan.main.residents, *(t for s in plan.main.sweeps for t in s.streams)}
-    per_tensor = [elements(t, _unit(sizes)) for t in wide if len(_features(t)) == 1]
+    operands = {*plan.main.residents, *(t for s in plan.main.sweeps for t in s.streams)}
+    wide = (t for t in operands if len(_features(t)) == 1 and {QUERY, KEY} & set(t.ranks))
+    per_tensor = [elements(t, _unit(sizes)) for t in wide]
     return reduce(np.maximum, per_tensor, ONE)
 
 

@@ -29,6 +29,7 @@ from einsight.sim.workload import Workload
 FUSED_BASELINE, UNFUSED_BASELINE = "one_pass", "stable"
 """Dense attention that speedups are measured against: FlashAttention-2's cascade fused, the textbook softmax unfused."""
 UNFUSED_FAMILY = "unfused"
+BASELINE_SIZES = ("b", "h", "g", "m", "n", "e", "f")
 
 
 class IllegalMapping(ValueError):  # noqa: N818  (an answer with a reason)
@@ -175,7 +176,10 @@ def made_chunk(keys: int) -> int:
 def speedups(workload: Workload, gpu: Gpu, time: float) -> dict[str, float]:
     """Times of dense attention of the same sizes over `time`: every pair, no bias; fused and unfused."""
     out = {}
-    dense = replace(workload, cascade=FUSED_BASELINE, mask=DENSE, bias=(), family=None)
+    sizes = {name: workload.sizes[name] for name in BASELINE_SIZES}
+    operands = {t.name for t in library.load(FUSED_BASELINE).inputs}
+    dtypes = {name: dtype for name, dtype in workload.dtypes.items() if name in operands}
+    dense = replace(workload, cascade=FUSED_BASELINE, sizes=sizes, dtypes=dtypes, mask=DENSE, bias=(), family=None)
     for name, cascade, family in (
         ("over_dense_unfused", UNFUSED_BASELINE, UNFUSED_FAMILY),
         ("over_dense_fused", FUSED_BASELINE, gpu.family[workload.phase]),
