@@ -54,7 +54,7 @@ def build_cases(
     names = sorted(sizes)
     full = dict(zip(names, np.broadcast_arrays(*(np.asarray(sizes[n], dtype=np.float64) for n in names)), strict=True))
     notes: list[str] = []
-    family, dtype = family.for_products(plan.dtype, plan.kv_dtype)
+    family, dtype = family.for_products(gpu, plan.dtype, plan.kv_dtype)
     windowed = mask.window is not None
     pack = _packed(full, family, mapping, windowed)
     heads = np.where(pack, full["J"], 1.0)
@@ -63,7 +63,10 @@ def build_cases(
     splits = np.ones(block_m.shape)
     if mapping is not None or family.window_splits or not windowed:
         splits = _split_choice(plan, full, tiles, block_n, resident, pack, gpu, family, mapping)
-    idle = np.zeros(splits.shape)
+    idle, passed = np.zeros(splits.shape), np.zeros(splits.shape)
+    if windowed and mapping is None and not family.window_skips:
+        without = Mask(tuple(r for r in mask.restrictions if r.kind != "window"))
+        passed = _tiles(without, full, block_m, block_n, heads, family, mapping).total - tiles.total
     if windowed and mapping is None and family.window_split_by == "cache":
         whole = np.maximum(np.ceil(full[KEY] / block_n), 1.0)
         active = np.ceil(splits * np.minimum(tiles.longest / whole, 1.0)).clip(1.0)
@@ -75,7 +78,7 @@ def build_cases(
         widths=plan.widths, dtype=dtype, touched=touched_keys(mask, full[QUERY], full[KEY]) / full[KEY],
         mask_ops=mask_operations(mask, gpu.architecture),
         shared_by=_sharing(plan, full, full[QUERY] * heads, family, mapping),
-        idle_parts=idle, windowed=full[KEY] > (mask.window or np.inf),
+        idle_parts=idle, passed_tiles=passed, windowed=full[KEY] > (mask.window or np.inf),
     ), tuple(notes)  # fmt: skip
 
 
@@ -122,8 +125,6 @@ def _tiles(
     mapping: Mapping | None,
 ) -> Tiles:  # fmt: skip
     skips = mapping.skips_masked if mapping else family.skips_masked
-    if mapping is None and mask.window is not None and not family.window_skips:
-        mask = Mask(tuple(r for r in mask.restrictions if r.kind != "window"))
     found = grid_of(mask if skips else Mask(), sizes[QUERY], sizes[KEY], block_m, block_n, heads)
     if mask.gna is not None or mask.blocks is not None:
         return found if skips else replace(found, masked=found.total, longest_masked=found.longest)

@@ -43,6 +43,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
     "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
     "exit_cycles": Constant("cycle", 0.0, 5000.0, "a part of a split run that finds no key of its own inside the window"),
+    "skip_cycles": Constant("cycle", 0.0, 5000.0, "a tile outside a sliding window that is visited only to be tested"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
     "regroup_s": Constant("s", 0.0, 1.5e-5, "copies that bring the packed query heads of several sequences into order"),
     "joule_per_flop": Constant("J", 0.0, 1e-12, "switching energy that a long run must pay at TDP: the falling clock"),
@@ -60,7 +61,7 @@ CONSTANTS: Mapping[str, Constant] = {
 NEUTRAL: Mapping[str, float] = {
     "sequence_s": 0.0, "split_s": 0.0, "tile_cycles": 0.0, "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
     "joule_per_flop": 0.0, "kv_copy": 0.0, "q_copy": 0.0, "regroup_s": 0.0, "token_cycles": 0.0,
-    "uneven_s": 0.0, "mask_per_score": 0.0, "window_per_score": 0.0, "uneven_copy": 0.0, "exit_cycles": 0.0,
+    "uneven_s": 0.0, "mask_per_score": 0.0, "window_per_score": 0.0, "uneven_copy": 0.0, "exit_cycles": 0.0, "skip_cycles": 0.0,
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
 
@@ -70,7 +71,7 @@ class Tile:
     """Block shape for head dimensions up to `head_dim` and, where given, up to `rows` query rows of one head.
 
     shared_by  blocks of a cluster that load each key tile together (multicast, products of two SMs)
-    dtypes     operand types of the products that the line holds for (any, when empty)
+    dtypes, instructions  operand types of the products and devices that the line holds for (any, when empty)
     """
 
     head_dim: int
@@ -79,6 +80,7 @@ class Tile:
     rows: int | None = None
     shared_by: int = 1
     dtypes: tuple[str, ...] = ()
+    instructions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class SplitRule:
     balanced    FlashAttention-3's decode scheduler: that split for one sequence, and no more parts than tiles per SM allow
     fill        `waves` waves of parts, none shorter than `min_keys` or, times the head dimension, than `min_elements`;
                 a wave is one block per resident slot, or per SM (`fills`)
+    logarithmic as many parts as SMs, times log2(keys / `min_keys`), at most `most` (SGLang's Triton kernels)
+    fixed       `most` parts for grids of up to `blocks_up_to` blocks (vLLM's Triton kernel)
     """
 
     rule: str
@@ -99,6 +103,8 @@ class SplitRule:
     waves: int = 1
     min_elements: int = 0
     fills: str = "slots"
+    most: int = 1
+    blocks_up_to: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +157,14 @@ class Family:
     products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
     arithmetic: str = "operands"  # products in the operands' type, or in the "cache"'s: then queries are converted too
 
-    def for_products(self, dtype: str, kv_dtype: str) -> tuple[Family, str]:
-        """(the family with the tile lines for these element types, the type its products run in)."""
+    def for_products(self, gpu: Gpu, dtype: str, kv_dtype: str) -> tuple[Family, str]:
+        """(the family with the tile lines for this device and these element types, the type its products run in)."""
         used = kv_dtype if self.arithmetic == "cache" else dtype
-        if not any(t.dtypes for t in self.tiles):
+        if not any(t.dtypes or t.instructions for t in self.tiles):
             return self, used
-        return replace(self, tiles=tuple(t for t in self.tiles if not t.dtypes or used in t.dtypes)), used
+        device = gpu.architecture.instructions
+        here = (t for t in self.tiles if not t.instructions or device in t.instructions)
+        return replace(self, tiles=tuple(t for t in here if not t.dtypes or used in t.dtypes)), used
 
     def constant(self, name: str) -> float:
         found = self.constants.get(name)
@@ -299,19 +307,22 @@ def _split_by(item: Item | None) -> str:
 
 
 def _tile(item: Item) -> Tile:
-    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows", "shared_by", "dtypes"))
+    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows", "shared_by", "dtypes", "instructions"))
     rows = t["rows"].integer(1) if "rows" in t else None
     shared = t["shared_by"].integer(1) if "shared_by" in t else 1
+    where = tuple(i.choice(INSTRUCTIONS) for i in t["instructions"].items()) if "instructions" in t else ()
     only = tuple(d.choice(DTYPES) for d in t["dtypes"].items()) if "dtypes" in t else ()
-    return Tile(t["head_dim"].integer(1), t["block_m"].integer(1), t["block_n"].integer(1), rows, shared, only)
+    return Tile(t["head_dim"].integer(1), t["block_m"].integer(1), t["block_n"].integer(1), rows, shared, only, where)
 
 
 def _split(item: Item) -> SplitRule:
-    t = item.table(required=("rule",), optional=("min_tiles", "min_keys", "waves", "min_elements", "fills"))
-    rule = t["rule"].choice(("none", "efficiency", "balanced", "fill"))
+    t = item.table(required=("rule",), optional=("min_tiles", "min_keys", "waves", "min_elements", "fills", "most", "blocks_up_to"))
+    rule = t["rule"].choice(("none", "efficiency", "balanced", "fill", "logarithmic", "fixed"))
     tiles, keys, waves = (t[k].integer(1) if k in t else 1 for k in ("min_tiles", "min_keys", "waves"))
     elements = t["min_elements"].integer(1) if "min_elements" in t else 0
-    return SplitRule(rule, tiles, keys, waves, elements, t["fills"].choice(("slots", "sms")) if "fills" in t else "slots")
+    fills = t["fills"].choice(("slots", "sms")) if "fills" in t else "slots"
+    most, blocks = (t[k].integer(1) if k in t else 1 for k in ("most", "blocks_up_to"))
+    return SplitRule(rule, tiles, keys, waves, elements, fills, most, blocks)
 
 
 def _constants(item: Item) -> Mapping[str, Quantity]:

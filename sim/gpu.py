@@ -39,6 +39,7 @@ class Cases:
     touched    share of the keys that some query needs
     mask_ops   fp32-pipe operations per score of a masked tile
     windowed   whether a sliding window cuts any key off
+    passed_tiles  tiles outside a sliding window, per replica, that are visited only to be tested
     idle_parts parts of a split run, per block, that lie before the window and end at once
     shared_by  blocks of a cluster that load each key tile from L2 together
     """
@@ -59,6 +60,7 @@ class Cases:
     shared_by: Array | float = 1.0
     windowed: Flags | bool = False
     idle_parts: Array | float = 0.0
+    passed_tiles: Array | float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     )
     total = np.clip(total, count * shortest, count * longest)
     cycles = makespan(count, total, longest, shortest, slots, cases.persistent)
-    cycles = cycles + family.constant("exit_cycles") * tiles.blocks * replicas * cases.idle_parts / slots
+    idle = family.constant("exit_cycles") * tiles.blocks * cases.idle_parts + family.constant("skip_cycles") * cases.passed_tiles
+    cycles = cycles + idle * replicas / slots
     return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, longest, slots)
 
 

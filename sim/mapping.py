@@ -151,6 +151,11 @@ def choose_splits(
             most = np.minimum(most, np.maximum(1.0, np.ceil(keys * head_dim / rule.min_elements)))
         wanted = np.floor(rule.waves * (slots if rule.fills == "slots" else sms) / blocks)
         return np.clip(wanted, 1.0, np.minimum(most, np.maximum(tiles, 1.0)))
+    if rule.rule == "logarithmic":
+        wanted = sms * np.maximum(np.log2(np.maximum(keys, 1.0) / rule.min_keys), 1.0)
+        return np.clip(np.ceil(wanted / blocks), 1.0, np.minimum(rule.most, np.maximum(tiles, 1.0)))
+    if rule.rule == "fixed":
+        return np.where(blocks <= rule.blocks_up_to, np.clip(tiles, 1.0, rule.most), 1.0)
     if rule.rule == "efficiency":
         return _efficient_splits(blocks, tiles, np.full_like(blocks, rule.waves * sms), rule.min_tiles)
     bound = _efficient_splits(blocks / sequences, tiles, np.full_like(blocks, sms), rule.min_tiles)
