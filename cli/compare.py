@@ -16,7 +16,7 @@ from einsight.reports import measured
 from einsight.reports.compare import SHORT_MS, Comparison, Unpredicted, beside, compare
 from einsight.reports.outliers import RULE
 from einsight.reports.recorded import read_records
-from einsight.reports.scores import BY, DEFAULT_BY, HEADS, Score, by_group, percent, score, worst
+from einsight.reports.scores import BY, DEFAULT_BY, HEADS, Score, by_group, percent, plain, score, worst
 from einsight.sim.units import format_time
 from einsight.sim.workload import element_type
 
@@ -104,7 +104,7 @@ def _as_json(compared: Comparison, by: Sequence[str], overall: Score) -> dict[st
 def _case(compared: Comparison, row: int) -> dict[str, Any]:
     """One row with everything that was said about it."""
     one = compared.measured
-    return {name: one.column(name)[row] for name in measured.COLUMNS} | {
+    return {name: plain(one.column(name)[row]) for name in measured.COLUMNS} | {
         "predicted_ms": 1e3 * compared.predicted_s[row], "low_ms": 1e3 * compared.low_s[row],
         "high_ms": 1e3 * compared.high_s[row], "family": str(compared.family[row]), "bound": str(compared.bound[row]),
         "roofline_ms": 1e3 * compared.roofline_s[row],

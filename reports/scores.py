@@ -99,7 +99,7 @@ def by_group(compared: Comparison, by: Sequence[str] = DEFAULT_BY) -> list[tuple
     firsts, number = group_ids(columns)
     out = []
     for place, first in enumerate(firsts.tolist()):
-        values = {name: _plain(column[first]) for name, column in zip(by, columns, strict=True)}
+        values = {name: plain(column[first]) for name, column in zip(by, columns, strict=True)}
         out.append((values, score(compared, number == place)))
     return out
 
@@ -146,7 +146,7 @@ def clusters(compared: Comparison, most: int = 10, by: Sequence[str] = CLUSTER_B
     excess = np.bincount(number, np.maximum(away - floor, 0.0), minlength=len(firsts))
     order = np.argsort(-excess, kind="stable")[:most]
     return [
-        Cluster({n: _plain(column[firsts[g]]) for n, column in zip(by, columns, strict=True)}, score(kept, number == g),
+        Cluster({n: plain(column[firsts[g]]) for n, column in zip(by, columns, strict=True)}, score(kept, number == g),
                 float(100.0 * away[number == g].sum() / max(away.sum(), 1e-300)))
         for g in order.tolist()
     ]  # fmt: skip
@@ -177,7 +177,7 @@ def _steps(values: Numbers, edges: tuple[int, ...]) -> Text:
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A NumPy scalar as Python's, whole numbers as such."""
     plain = value.item() if hasattr(value, "item") else value
     return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
