@@ -114,6 +114,10 @@ RANKS = (16, 32, 64, 128)  # widths of a bias's factors in a tile
 # At most 144 candidates, so that a sweep of every valid one fits in minutes.
 ATTENTION = Space(block_m=(32, 64, 128, 256), block_n=(32, 64, 128), num_warps=(2, 4, 8), num_stages=(1, 2, 3, 4))
 
+# Block sizes of neighborhood attention, whose boxes `gna_space` chooses. Fewer than 64 rows fill no asynchronous
+# matrix instruction; more than 128 rows or keys make boxes that reach far beyond a window.
+GNA = Space(block_m=(64, 128), block_n=(32, 64, 128), num_warps=(4, 8), num_stages=(1, 2, 3))
+
 
 def power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
