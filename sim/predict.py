@@ -29,7 +29,7 @@ from einsight.sim.workload import Workload
 FUSED_BASELINE, UNFUSED_BASELINE = "one_pass", "stable"
 """Dense attention that speedups are measured against: FlashAttention-2's cascade fused, the textbook softmax unfused."""
 UNFUSED_FAMILY = "unfused"
-BASELINE_SIZES = ("b", "h", "g", "m", "n", "e", "f")
+BASELINE_SIZES = ("b", "h", "g", "j", "m", "n", "e", "f")
 
 
 class IllegalMapping(ValueError):  # noqa: N818  (an answer with a reason)
@@ -53,7 +53,7 @@ def predict(workload: Workload, target: str, family: str | None = None, mapping:
         return predict_array(workload, load_array(name), family or chosen)
     gpu = load_gpu(name)
     fam, made, note = family_on(workload, gpu, family or chosen or workload.family or gpu.family[workload.phase])
-    return _worded(workload, gpu, fam, made, estimate_of(workload, gpu, fam, mapping), note)
+    return _worded(workload, gpu, name, fam, made, estimate_of(workload, gpu, fam, mapping), note)
 
 
 def family_on(workload: Workload, gpu: Gpu, name: str) -> tuple[Family, Plan, str]:
@@ -111,7 +111,9 @@ def estimate_of(workload: Workload, gpu: Gpu, family: Family, mapping: Mapping |
     return estimate(plan_of(workload, family), mask, sizes, workload.cache == "warm", gpu, family, mapping)
 
 
-def _worded(workload: Workload, gpu: Gpu, family: Family, made: Plan, found: Estimate, note: str) -> Prediction:
+def _worded(
+    workload: Workload, gpu: Gpu, profile: str, family: Family, made: Plan, found: Estimate, note: str
+) -> Prediction:
     time = float(found.time_s[0])
     bounds = _bounds(found, gpu, family, made.dtype)
     floor = max(b.time_s for b in bounds)
@@ -133,9 +135,9 @@ def _worded(workload: Workload, gpu: Gpu, family: Family, made: Plan, found: Est
         bytes_by_memory=_traffic(found),
         passes=made.passes.passes,
         peak_flops_per_s=gpu.tensor_flops_per_s(made.dtype),
-        speedup=speedups(workload, gpu, time),
+        speedup=speedups(workload, gpu, profile, time),
         mapping=mapping_of(found.cases, 0, family, family.fuses).as_json(),
-        assumptions=_assumptions(gpu, family, found, note),
+        assumptions=_assumptions(gpu, family, made, found, note),
         energy_pj=gpu.tdp_w.value * time * 1e12,
         energy_note=f"upper bound: TDP {gpu.tdp_w.text} x time",
     )
@@ -173,10 +175,10 @@ def made_chunk(keys: int) -> int:
     return min(128, keys)
 
 
-def speedups(workload: Workload, gpu: Gpu, time: float) -> dict[str, float]:
+def speedups(workload: Workload, gpu: Gpu, profile: str, time: float) -> dict[str, float]:
     """Times of dense attention of the same sizes over `time`: every pair, no bias; fused and unfused."""
     out = {}
-    sizes = {name: workload.sizes[name] for name in BASELINE_SIZES}
+    sizes = {name: size for name, size in workload.sizes.items() if name in BASELINE_SIZES}
     operands = {t.name for t in library.load(FUSED_BASELINE).inputs}
     dtypes = {name: dtype for name, dtype in workload.dtypes.items() if name in operands}
     dense = replace(workload, cascade=FUSED_BASELINE, sizes=sizes, dtypes=dtypes, mask=DENSE, bias=(), family=None)
@@ -184,7 +186,7 @@ def speedups(workload: Workload, gpu: Gpu, time: float) -> dict[str, float]:
         ("over_dense_unfused", UNFUSED_BASELINE, UNFUSED_FAMILY),
         ("over_dense_fused", FUSED_BASELINE, gpu.family[workload.phase]),
     ):
-        out[name] = _baseline(replace(dense, cascade=cascade), gpu.name, family) / time
+        out[name] = _baseline(replace(dense, cascade=cascade), profile, family) / time
     return out
 
 
@@ -234,9 +236,11 @@ def _reasons(found: Estimate, gpu: Gpu, family: Family, dtype: str):  # type: ig
     return because
 
 
-def _assumptions(gpu: Gpu, family: Family, found: Estimate, note: str) -> tuple[str, ...]:
+def _assumptions(gpu: Gpu, family: Family, made: Plan, found: Estimate, note: str) -> tuple[str, ...]:
     unfitted = [n for n, c in family.constants.items() if c.kind == "assumed"]
-    notes = [f"clock: boost, {gpu.boost_hz.text}, falling in long runs", *([note] if note else [])]
+    own = dict.fromkeys(c.einsum for c in made.counts if c.formula.point_sets)
+    notes = [f"conditions of the cascade's own do not skip tiles: {', '.join(own)}"] if own else []
+    notes += [f"clock: boost, {gpu.boost_hz.text}, falling in long runs", *([note] if note else [])]
     if unfitted:
         notes.append(f"family {family.name}: constants not fitted on measurements: {', '.join(unfitted)}")
     if not found.cases.tiles.exact:

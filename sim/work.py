@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from einsight.einsum.counts import Count, count
 from einsight.einsum.expression import Apply, Expression, variables
+from einsight.einsum.formula import PointSet
 from einsight.einsum.ir import Cascade, Einsum, Tensor
 from einsight.einsum.passes import analyse
 from einsight.einsum.resolve import resolve
@@ -79,9 +80,14 @@ def _load(weighted: Iterable[tuple[Count, float]]) -> Load:
     terms: dict[tuple[str, ...], float] = {}
     for entry, weight in weighted:
         for monomial, coefficient in entry.formula.terms:
-            symbols = tuple(sorted(str(f) for f, power in monomial for _ in range(power)))
+            symbols = tuple(sorted(s for f, power in monomial for _ in range(power) for s in _box(f)))
             terms[symbols] = terms.get(symbols, 0.0) + weight * coefficient
     return Load(tuple((c, symbols) for symbols, c in terms.items() if c))
+
+
+def _box(factor: str | PointSet) -> tuple[str, ...]:
+    """Sizes whose product a tile runs for the factor: a condition of the cascade's own leaves whole tiles to be computed."""
+    return (factor,) if isinstance(factor, str) else tuple(v.upper() for v in factor.kept)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
