@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from einsight.sim.estimate import estimate
+from einsight.sim.estimate import Estimate, estimate
 from einsight.sim.hardware import load_gpu, load_hardware
 from einsight.sim.mask import Mask
 from einsight.sim.predict import family_on
@@ -22,6 +22,7 @@ from einsight.sim.work import KEY, QUERY
 from einsight.sim.workload import Workload
 
 _SCALES = {"k": 1024, "m": 1024 * 1024}
+MOST_POINTS = 1_000_000
 TIED = ("m", "n")
 """In a prefill, queries and keys are the same tokens: sweeping one moves the other."""
 
@@ -40,13 +41,18 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Times of one target along an axis, seconds; `bound` names the limiting resource of each point."""
+    """Times of one target along an axis, seconds.
+
+    `bound` names the limiting resource of each point; `mapping` says what the family's rules chose there (GPUs), which
+    explains a step back of the time.
+    """
 
     target: str
     family: str
     axis: Axis
     time_s: tuple[float, ...]
     bound: tuple[str, ...]
+    mapping: tuple[str, ...] = ()
 
     def longest_within(self, seconds: float) -> int | None:
         """The largest value of the size whose time, like all before it, is at most `seconds`; None if not even the first."""
@@ -56,7 +62,7 @@ class Curve:
     def as_json(self) -> dict[str, Any]:
         return {
             "target": self.target, "family": self.family, "size": self.axis.size, "values": list(self.axis.values),
-            "time_s": list(self.time_s), "bound": list(self.bound),
+            "time_s": list(self.time_s), "bound": list(self.bound), "mapping": list(self.mapping),
         }  # fmt: skip
 
 
@@ -77,6 +83,8 @@ def parse_axis(text: str) -> Axis:
     if low > high:
         raise SweepError(f"--sweep: {text!r} runs from {low} down to {high}; expected FROM <= TO")
     points = _number(parts[2], text) if len(parts) > 2 else _octaves(low, high)
+    if points > MOST_POINTS:
+        raise SweepError(f"--sweep: {text!r} asks for {points} points; at most {MOST_POINTS}")
     space = np.geomspace if scale == "log" else np.linspace
     return Axis(name.strip().lower(), tuple(sorted({round(float(v)) for v in space(low, high, max(points, 1))})))
 
@@ -107,14 +115,23 @@ def _curve(workload: Workload, axis: Axis, target: str) -> Curve:
     gpu = load_gpu(name)
     family, made, _ = family_on(workload, gpu, chosen or workload.family or gpu.family[workload.phase])
     sizes = swept_sizes(workload, axis)
-    time, bound = np.empty(len(axis.values)), np.empty(len(axis.values), dtype=object)
+    time = np.empty(len(axis.values))
+    bound, chosen_at = np.empty(len(axis.values), dtype=object), np.empty(len(axis.values), dtype=object)
     for mask, at in _masks(workload, sizes):
         part = {rank: values[at] for rank, values in sizes.items()}
         found = estimate(made, mask, part, workload.cache == "warm", gpu, family)
         names = list(found.bounds_s)
         time[at] = found.time_s
         bound[at] = [names[i] for i in np.argmax(np.stack([found.bounds_s[n] for n in names]), axis=0)]
-    return Curve(name, family.name, axis, tuple(map(float, time)), tuple(map(str, bound)))
+        chosen_at[at] = _tile_texts(found)
+    return Curve(name, family.name, axis, tuple(map(float, time)), tuple(map(str, bound)), tuple(map(str, chosen_at)))
+
+
+def _tile_texts(found: Estimate) -> list[str]:
+    """`128x64`, `128x64, 4 parts`: the tile and, where the keys are split, into how many parts."""
+    cases = found.cases
+    rows = zip(cases.block_m.tolist(), cases.block_n.tolist(), cases.splits.tolist(), strict=True)
+    return [f"{m:.0f}x{n:.0f}" + (f", {s:.0f} parts" if s > 1 else "") for m, n, s in rows]
 
 
 def _array_curve(workload: Workload, axis: Axis, name: str, design: str) -> Curve:
@@ -150,21 +167,25 @@ def swept_sizes(workload: Workload, axis: Axis) -> dict[str, Array]:
         raise SweepError(f"--sweep: the workload has no size {axis.size!r}; it has {', '.join(workload.sizes)}")
     values = np.array(axis.values, dtype=np.float64)
     sizes = {name: np.full(values.shape, float(v)) for name, v in known.items()}
-    if axis.size == "h":
-        _check(axis, known["G"])
-        sizes["J"] = values / known["G"]
-        return sizes
+    if axis.size in ("h", "g", "j"):
+        return sizes | _swept_heads(workload, axis, values)
     sizes[axis.size.upper()] = values
     if axis.size in TIED and known["M"] == known["N"]:
         sizes |= {size.upper(): values for size in TIED}
     return sizes
 
 
-def _check(axis: Axis, groups: int) -> None:
-    for value in axis.values:
-        if value % groups:
-            right = f"h={groups:g},{2 * groups:g}"
-            raise SweepError(f"--sweep: h = {value} is not a multiple of g = {groups:g}; list values such as {right}")
+def _swept_heads(workload: Workload, axis: Axis, values: Array) -> dict[str, Array]:
+    """G and J for swept query heads (over the same KV heads) or swept KV heads (under the same query heads)."""
+    h, g = workload.sizes["h"], workload.sizes["g"]
+    if axis.size == "j":
+        raise SweepError("--sweep: j follows from h and g; sweep h (query heads) or g (KV heads)")
+    wrong = [v for v in axis.values if (v % g if axis.size == "h" else h % v)]
+    if wrong and axis.size == "h":
+        raise SweepError(f"--sweep: h = {wrong[0]} is not a multiple of g = {g}; list values such as h={g},{2 * g}")
+    if wrong:
+        raise SweepError(f"--sweep: g = {wrong[0]} does not divide h = {h}; list values such as g=1,{h}")
+    return {"J": values / g} if axis.size == "h" else {"G": values, "J": h / values}
 
 
 def crossovers(curves: Sequence[Curve]) -> tuple[tuple[int, str], ...]:

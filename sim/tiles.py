@@ -27,6 +27,8 @@ Flags = NDArray[np.bool_]
 UNBOUNDED = 1 << 40
 PAIR_BUDGET = 1 << 22
 """Tile pairs tested one by one (block lists, grids); beyond it evenly spaced query blocks stand for the rest."""
+BLOCK_BUDGET = 1 << 20
+"""Query blocks that are counted one by one (128 million queries at 128 a block); beyond it evenly spaced ones."""
 _CHUNK = 1 << 20
 _AVERAGE_CHUNK = 1 << 16  # what the caches of a core hold
 
@@ -114,9 +116,10 @@ def tile_histogram(
     mask.check(m, n)
     number = -(-m * pack // block_m)
     if has_band(mask):
-        first, last = _rows_of(np.arange(number, dtype=np.int64), m, block_m, pack)
+        picked, weight = _strata(number, BLOCK_BUDGET)
+        first, last = _rows_of(picked, m, block_m, pack)
         runs = _band_tiles(edges(mask, first, m, n), edges(mask, last, m, n), block_n)
-        return _merge(*_split(runs, splits), np.ones(number, np.int64), True)
+        return _merge(*_split(runs, splits), weight, len(picked) == number)
     tiles = -(-n // block_n)
     picked, weight = _strata(number, max(1, PAIR_BUDGET // tiles))
     first, last = _rows_of(picked, m, block_m, pack)

@@ -22,10 +22,12 @@ def test_axis_texts(text: str, first: int, last: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "n", "n=", "n=1k", "n=4k:1k", "n=1:2:3:4:5", "n=a:b", "n=0:5", "n=-1:5", "n=1k:2k:3:cubic", "=1:2", "n=1.5:2"]
+    "text",
+    ["", "n", "n=", "n=1k", "n=4k:1k", "n=1:2:3:4:5", "n=a:b", "n=0:5", "n=-1:5",
+     "n=1k:2k:3:cubic", "=1:2", "n=1.5:2", "n=1:9:2000000"],  # fmt: skip
 )
 def test_bad_axis_texts_say_what_is_expected(text: str) -> None:
-    with pytest.raises(SweepError, match="expected"):
+    with pytest.raises(SweepError, match=r"expected|at most"):
         parse_axis(text)
 
 
@@ -61,3 +63,19 @@ def test_heads_are_swept_in_whole_groups() -> None:
 def test_a_size_that_the_workload_lacks_is_named() -> None:
     with pytest.raises(SweepError, match="no size 'r'"):
         sweep(prefill(1024), parse_axis("r=1:4"), ["h100-sxm"])
+
+
+def test_kv_heads_are_swept_under_the_same_query_heads() -> None:
+    [curve] = sweep(prefill(1, seq_kv=65536, batch=8), parse_axis("g=1,4,16"), ["h100-sxm"])
+    assert list(curve.time_s) == sorted(curve.time_s)
+    with pytest.raises(SweepError, match="does not divide h = 16"):
+        sweep(prefill(1024), parse_axis("g=3,5"), ["h100-sxm"])
+    with pytest.raises(SweepError, match="j follows"):
+        sweep(prefill(1024), parse_axis("j=1,2"), ["h100-sxm"])
+
+
+def test_a_step_back_of_the_time_comes_with_another_mapping() -> None:
+    """Where a longer cache takes less time, the family's rule has split it into more parts."""
+    [curve] = sweep(prefill(1, seq_kv=1024), parse_axis("n=128:32k:200:linear"), ["h100-sxm"])
+    steps = zip(curve.time_s, curve.time_s[1:], curve.mapping, curve.mapping[1:], strict=False)
+    assert all(before != after for t, later, before, after in steps if later < t * (1 - 1e-9))
