@@ -26,6 +26,7 @@ VERBS = {
     "cascades": "The attention algorithms that are there; one name: all about it.",
     "hardware": "The GPUs and arrays that are there; one name: every number with its source.",
     "gna": "Neighborhood attention: bounds, predicted time, and which strides and tiles to take.",
+    "kernels": "The Triton kernels that are there; one name: its builds; one build: registers, memory, occupancy.",
     "tune": "The best configuration of a kernel: simulator first, few measurements; or by replay of a record.",
     "bias": "The rank of an attention bias, its error, and what its factors buy on a target.",
     "reproduce": "A paper's tables recomputed, beside the published values.",

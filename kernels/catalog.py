@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from einsight.kernels.spaces import ATTENTION, Space
+from einsight.kernels.spaces import ATTENTION, GNA, Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,11 @@ class Kernel:
     """One kernel of the library.
 
     cascade    the library cascade it implements (a predicted and a measured row join on what that cascade computes)
+    fragments  what it adds to the scores: fragments of the cascade library
     module     where it is; `function` is what a user calls, `compiler` what the offline compiler calls
+    rank       of the bias's factors where resources are asked for without a problem; 0 where there are none
+    matrix     whether a bias is read as a matrix
+    compile_options   further arguments of `compiler`
     """
 
     name: str
@@ -23,6 +28,10 @@ class Kernel:
     compiler: str
     space: Space
     summary: str
+    fragments: tuple[str, ...] = ()
+    rank: int = 0
+    matrix: bool = False
+    compile_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 KERNELS: Mapping[str, Kernel] = {
@@ -36,6 +45,39 @@ KERNELS: Mapping[str, Kernel] = {
             compiler="compile_named",
             space=ATTENTION,
             summary="fused forward attention: dense, causal, window, GQA, softcap, sinks, lengths; fp16, bf16",
+        ),
+        Kernel(
+            name="flashbias",
+            cascade="one_pass",
+            module="einsight.kernels.flashbias",
+            function="flashbias",
+            compiler="compile_named",
+            space=ATTENTION,
+            summary="attention with a bias as low-rank factors: a second product of the score tile; forward and backward",
+            fragments=("low_rank",),
+            rank=16,
+            compile_options={"rank": 16},
+        ),
+        Kernel(
+            name="attention_with_bias",
+            cascade="one_pass",
+            module="einsight.kernels.flashbias",
+            function="attention_with_bias",
+            compiler="compile_named",
+            space=ATTENTION,
+            summary="attention with a bias read as a matrix, own or shared by batch elements and heads; forward and backward",
+            fragments=("dense_bias",),
+            matrix=True,
+        ),
+        Kernel(
+            name="gna",
+            cascade="one_pass",
+            module="einsight.kernels.gna",
+            function="gna",
+            compiler="compile_named",
+            space=GNA,
+            summary="neighborhood attention on grids of 1 to 3 dimensions: windows, strides, dilation, causal; GQA; forward",
+            compile_options={"neighborhood": {"layout": (30, 48, 80), "window": (18, 24, 24), "stride": (16, 8, 8)}},
         ),
     )
 }

@@ -81,6 +81,7 @@ class Heads:
     f: int
     element_bytes: int = 2
     rank: int = 0  # of a bias's factors; 0: there are none
+    matrix: bool = False  # whether a bias is read as a matrix
 
     @property
     def tile_e(self) -> int:
@@ -142,11 +143,14 @@ def default_bias_config(e: int, f: int) -> Config:
 
 
 def default_backward_config(e: int, f: int) -> Config:
-    """A build of the backward kernels: `block_m` positions held, `block_n` positions in each tile walked over."""
+    """A build of the backward kernels: `block_m` positions held, `block_n` positions in each tile walked over.
+
+    Chosen by what the compiler says: of the shapes that keep the tensor cores' rows whole, those that spill least.
+    """
     widest = max(power_of_two(e), power_of_two(f))
     if widest <= 64:
-        return Config(64, 64, 4, 2)
-    return Config(64, 32, 4, 2) if widest <= 128 else Config(64, 32, 8, 1)
+        return Config(64, 32, 4, 2)
+    return Config(128, 32, 8, 2) if widest <= 128 else Config(64, 32, 8, 1)
 
 
 def matrix_instruction(config: Config, capability: int) -> str:
@@ -165,20 +169,27 @@ def shared_bytes(heads: Heads, config: Config, capability: int) -> int:
     The Q tile and the pipeline's K and V tiles: `num_stages` pairs where the tensor core reads shared memory (wgmma,
     tcgen05), one pair fewer where it reads registers (mma.sync), and for one stage the larger of K and V in turn.
     With mma.sync and fewer rows than columns of the output tile, Triton lays the warps of the second product along its
-    columns, so every warp needs all of P: that tile then passes through shared memory too.
+    columns, so every warp needs all of P: that tile then passes through shared memory too. So does a tile of a bias's
+    matrix, from the layout in which it is loaded to that of the scores (in the place of P where P has one).
     """
-    q = config.block_m * (heads.tile_e + heads.tile_r) * heads.element_bytes
-    k = config.block_n * (heads.tile_e + heads.tile_r) * heads.element_bytes
-    v = config.block_n * heads.tile_f * heads.element_bytes
-    registers_feed = matrix_instruction(config, capability) == "mma.sync"
-    p = config.block_m * config.block_n * heads.element_bytes if registers_feed and config.block_m < heads.tile_f else 0
+    size = heads.element_bytes
+    q = config.block_m * (heads.tile_e + heads.tile_r) * size
+    k, factor, v = (config.block_n * width * size for width in (heads.tile_e, heads.tile_r, heads.tile_f))
+    instruction = matrix_instruction(config, capability)
+    registers_feed = instruction == "mma.sync"
+    score = config.block_m * config.block_n * size
+    p = score if registers_feed and config.block_m < heads.tile_f else 0
+    matrix = score if heads.matrix else 0
     if config.num_stages == 1:
-        return q + max(k, v + p)
-    return q + (config.num_stages - registers_feed) * (k + v) + p
+        return q + (max(k, factor, v + p, matrix) if registers_feed else max(k + factor, v) + matrix)
+    if heads.matrix:  # with tcgen05 its loads are part of the pipeline
+        p = score * (max(1, config.num_stages - 1) if instruction == "tcgen05" else 1)
+    return q + (config.num_stages - registers_feed) * (k + factor + v) + p
 
 
 def tmem_columns(heads: Heads, config: Config, capability: int) -> int:
-    """Columns of tensor memory (tcgen05 only; 128 lanes x 32 bit each): scores, output and the 16-bit weights.
+    """Columns of tensor memory (tcgen05 only; 128 lanes x 32 bit each): scores, output, the 16-bit weights, and the
+    product of a bias's factors before it is scaled.
 
     A tile of 64 rows uses half the lanes: weights share the half of the output, scores lie in the other. What fits is
     granted in powers of two; beyond the 512 that exist the sum itself is returned.
@@ -186,10 +197,11 @@ def tmem_columns(heads: Heads, config: Config, capability: int) -> int:
     if matrix_instruction(config, capability) != "tcgen05":
         return 0
     weights = config.block_n * heads.element_bytes // 4
+    scores = config.block_n * (2 if heads.tile_r else 1)
     if config.block_m == 64:
-        wanted = max(config.block_n, heads.tile_f + weights)
+        wanted = max(scores, heads.tile_f + weights)
     else:
-        wanted = config.block_m // 128 * (config.block_n + heads.tile_f + weights)
+        wanted = config.block_m // 128 * (scores + heads.tile_f + weights)
     return power_of_two(wanted) if wanted <= 512 else wanted
 
 

@@ -3,7 +3,8 @@
 The simulator counts operations of a tile; a compiler emits instructions. Between the two stand rules of instruction
 selection and of layout, all of them written down here and none fitted:
 
-- a sum one of whose operands is a matrix product is the product's accumulator: no instruction;
+- a sum with a matrix product is the product's accumulator, opened with the other operand: no instruction where that
+  operand was just multiplied, one multiplication where it has to be brought to the scale of the product;
 - a sum one of whose operands is an elementwise product is a fused multiply-add: one instruction for both;
 - exp(x - y) is one fused multiply-add (log2 e times x, less y in those units) and one EX2;
 - a value without key or feature index is held by the four lanes that share a row of an accumulator (PTX ISA, fragments of
@@ -13,9 +14,9 @@ selection and of layout, all of them written down here and none fitted:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 
 from einsight.einsum.compose import compose
 from einsight.einsum.counts import Count
@@ -53,8 +54,11 @@ def found_mix(loop: Mapping[str, int]) -> LoopMix:
 
 def expected_mix(kernel: Kernel, heads: Heads, config: Config, arch: Architecture) -> LoopMix | None:
     """The mix that the kernel's cascade asks for on tiles of this build; None for tensor memory, whose accumulators lie
-    elsewhere, and for warps that share rows (their layout repeats more)."""
+    elsewhere, and for warps that lie along the columns of a tile and so repeat the work on rows."""
     if arch.instructions not in ("mma.sync", "wgmma") or config.block_m < 16 * config.num_warps:
+        return None
+    asynchronous = arch.instructions == "wgmma" and config.block_m >= 64 and config.num_warps % WARPS_OF_GROUP == 0
+    if not asynchronous and config.block_m < heads.tile_f:  # Triton's choice for mma.sync; see `spaces.shared_bytes`
         return None
     cascade = composed(kernel)
     sweep = kernels(cascade, True)[0].sweeps[0]
@@ -63,7 +67,6 @@ def expected_mix(kernel: Kernel, heads: Heads, config: Config, arch: Architectur
         "M": config.block_m, "N": config.block_n, "N0": config.block_n, "N1": 1, "E": heads.tile_e, "F": heads.tile_f,
         "R": heads.tile_r,
     }  # fmt: skip
-    asynchronous = arch.instructions == "wgmma" and config.block_m >= 64 and config.num_warps % WARPS_OF_GROUP == 0
     products = {c.einsum for c in sweep.share.counts if c.matmul}
     tensor = sum(_tensor(c, einsums[c.einsum], sizes, config.num_warps, asynchronous) for c in sweep.share.counts if c.matmul)
     special = fp32 = 0.0
@@ -93,11 +96,8 @@ def _tensor(entry: Count, einsum: Einsum, sizes: Mapping[str, int], warps: int, 
     return sizes["M"] / 16 * columns / 8 * depth / 16 / warps
 
 
-def _extent(names: object, sizes: Mapping[str, int]) -> int:
-    total = 1
-    for name in names:  # type: ignore[attr-defined]
-        total *= sizes[name.upper()]
-    return total
+def _extent(names: Iterable[str], sizes: Mapping[str, int]) -> int:
+    return prod(sizes[name.upper()] for name in names)
 
 
 def _in_lanes(entry: Count, einsum: Einsum, sizes: Mapping[str, int]) -> float:
@@ -120,16 +120,17 @@ def _folded(entry: Count, einsums: Mapping[str, Einsum], products: set[str]) -> 
         return False
     if entry.klass == "sub":
         return isinstance(root, Apply) and root.op == "exp"
-    if entry.klass == "add":
-        return bool(_operands(root) & products)
+    if entry.klass == "add":  # the accumulator of a product, opened with what was just multiplied
+        others = _operands(root) - products
+        return bool(_operands(root) & products) and any(n in einsums and _is(einsums[n].expression, "*") for n in others)
     if entry.klass == "mul":  # read by a sum that is an instruction of its own
-        readers = [e for e in einsums.values() if einsum.name in _operands(e.expression) and _is_sum(e.expression)]
+        readers = [e for e in einsums.values() if einsum.name in _operands(e.expression) and _is(e.expression, "+")]
         return any(not _operands(e.expression) & products for e in readers)
     return False
 
 
-def _is_sum(node: Expression) -> bool:
-    return isinstance(node, Apply) and node.op == "+"
+def _is(node: Expression, op: str) -> bool:
+    return isinstance(node, Apply) and node.op == op
 
 
 def _operands(root: Expression) -> set[str]:

@@ -74,6 +74,18 @@ def test_shared_memory_by_hand() -> None:
     assert shared_bytes(Heads(192, 128), Config(128, 64, 8, 3), 90) == 128 * 256 * 2 + 3 * 64 * (256 + 128) * 2
 
 
+def test_shared_memory_of_a_bias_by_hand() -> None:
+    """One stage: with mma.sync tiles follow each other in the same place, wgmma needs both operands of the score."""
+    D, R, M, N = 128, 16, 128, 64
+    q, k, pq, pk, score = (2 * size for size in (M * D, N * D, M * R, N * R, M * N))
+    factors, matrix, build = Heads(D, D, rank=9), Heads(D, D, matrix=True), Config(M, N, 8, 1)
+    assert shared_bytes(factors, build, 80) == q + pq + k and shared_bytes(matrix, build, 80) == q + max(k, score)
+    assert shared_bytes(factors, build, 90) == q + pq + k + pk and shared_bytes(matrix, build, 90) == q + k + score
+    deep = Config(M, N, 8, 3)
+    assert shared_bytes(factors, deep, 90) == q + pq + 3 * (k + pk + k)
+    assert shared_bytes(matrix, deep, 80) == q + 2 * (k + k) + score
+
+
 def test_registers_by_hand() -> None:
     assert accumulators_per_thread(Heads(128, 64), Config(128, 32, 4, 2)) == (128 * 32 + 128 * 64) / 128
 

@@ -1,0 +1,81 @@
+"""`einsight kernels`: what it prints for programs, and that bad input is named. No compiler is run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from einsight.cli import main
+from einsight.kernels.catalog import KERNELS
+from einsight.kernels.spaces import LIMITS, Config, Heads, configurations, shared_bytes
+
+BUILD = "BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2"
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: str) -> object:
+    assert main(["kernels", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_kernel_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = ask(capsys)
+    assert [k["name"] for k in listed] == list(KERNELS)  # type: ignore[attr-defined,index]
+
+
+def test_a_kernel_shows_its_valid_builds_and_the_reasons_of_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    found = ask(capsys, "attention", "--target", "h100-sxm", "--head-dim", "64")
+    answer = found["targets"]["h100-sxm"]  # type: ignore[index]
+    valid = configurations(Heads(64, 64), LIMITS[90])
+    assert answer["configurations"] == [str(c) for c in valid]
+    assert sum(answer["excluded"].values()) == len(list(KERNELS["attention"].space.candidates())) - len(valid)
+
+
+@pytest.mark.parametrize(("source", "registers"), [("closed_form", False), ("table", True)])
+def test_a_build_has_the_promised_fields(capsys: pytest.CaptureFixture[str], source: str, registers: bool) -> None:
+    found = ask(capsys, "attention", "--config", BUILD, "--target", "h100-sxm", "--source", source)
+    assert isinstance(found, dict)
+    assert found["shared_bytes"] == shared_bytes(Heads(128, 128), Config(128, 64, 8, 2), 90)
+    assert found["source"] == source and found["status"] == "ok" and found["tmem_columns"] == 0
+    assert (found["registers"] is not None) == registers == (found["spill_bytes"] is not None)
+    assert found["blocks_per_sm"] == (1 if registers else 2)  # registers of two blocks of 8 warps do not fit
+    if registers:
+        assert found["instructions"]["agree"] and found["instructions"]["expected"]["tensor"] == 12
+
+
+def test_silent_failures_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        ("BLOCK_M=128,BLOCK_N=128,num_warps=8,num_stages=4", "h100-sxm"): ("shared_memory", "294912"),
+        ("BLOCK_M=256,BLOCK_N=128,num_warps=8,num_stages=1", "b200"): ("tensor_memory", "640 columns"),
+        ("BLOCK_M=64,BLOCK_N=64,num_warps=8,num_stages=2", "h100-sxm"): ("excluded", "repeat each other's work"),
+        ("BLOCK_M=128,BLOCK_N=128,num_warps=4,num_stages=1", "a100-sxm-80gb"): ("excluded", "registers a thread"),
+    }
+    for (config, target), (status, reason) in cases.items():
+        found = ask(capsys, "attention", "--config", config, "--target", target, "--source", "closed_form")
+        assert isinstance(found, dict)
+        assert found["status"] == status and reason in found["reason"], found
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["attn"], "expected one of: attention"),
+    (["attention", "--config", "BLOCK_M=96,BLOCK_N=64,num_warps=8,num_stages=2"], "block_m is 96"),
+    (["attention", "--config", "BLOCK_M=64"], "missing"),
+    (["attention", "--target", "mi300x"], "compute capability is gfx942"),
+    (["attention", "--target", "fusemax"], "expected a GPU"),
+    (["attention", "--rank", "4"], "no bias factors"),
+    (["flashbias", "--rank", "200"], "expected 1 to 128"),
+    (["attention", "--head-dim", "512"], "expected 32 to 256"),
+    (["attention", "--dtype", "fp64"], "--dtype"),
+    (["attention", "--source", "guess"], "--source"),
+    (["--config", BUILD], "NAME"),
+])  # fmt: skip
+def test_bad_input_is_one_message(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert main(["kernels", *words]) == 2
+    told = capsys.readouterr()
+    assert message in told.err and "Traceback" not in told.err and not told.out
+
+
+def test_tables_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "flashbias", "--config", BUILD, "--target", "h100-sxm", "--source", "table"]) == 0
+    told = capsys.readouterr().out
+    assert "registers" in told and "the cascade asks for 13" in told

@@ -1,0 +1,116 @@
+"""The model's operation counts against compiled inner loops (the shipped table), and what the simulator is told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from einsight.kernels import table
+from einsight.kernels.catalog import KERNELS
+from einsight.kernels.resources import Estimate
+from einsight.kernels.spaces import Config, Heads, matrix_instruction, parse_config, shared_bytes, tmem_columns
+from einsight.sim.hardware import Gpu, load_hardware, names
+from einsight.sim.mapping import occupancy
+from einsight.tuner.instructions import LoopMix, expected_mix, found_mix
+from einsight.tuner.resources import Build, agrees, capability_of
+
+CHECKED = (80, 89, 90, 120)  # accumulators in registers; sm_100 keeps them in tensor memory
+
+
+def gpus() -> dict[int, Gpu]:
+    found = {}
+    for name in names():
+        gpu = load_hardware(name)
+        if isinstance(gpu, Gpu) and gpu.architecture.compute_capability.replace(".", "").isdigit():
+            found.setdefault(capability_of(gpu), gpu)
+    return found
+
+
+def builds() -> Iterator[tuple[str, Build, Estimate]]:
+    targets = gpus()
+    for name in table.load()["builds"]:
+        kernel, capability, width, config = name.split(" ")
+        sizes = {k: int(v) for k, v in re.findall(r"([A-Z]|bytes)=(\d+)", width)}
+        heads = Heads(sizes["E"], sizes["F"], sizes["bytes"], sizes.get("R", 0), KERNELS[kernel].matrix)
+        build = Build(KERNELS[kernel], heads, parse_config(config), targets[int(capability.removeprefix("sm_"))])
+        estimate = table.lookup(build.kernel, heads, build.config, build.capability)
+        assert estimate is not None and estimate.source == "table"
+        yield name, build, estimate
+
+
+def test_the_table_has_the_default_and_five_other_builds_of_every_kernel() -> None:
+    entries = list(builds())
+    for capability in (80, 90, 100):
+        for kernel in KERNELS:
+            if any(b.kernel.name == kernel for _, b, _ in entries):
+                configs = {b.config for _, b, _ in entries if b.capability == capability and b.kernel.name == kernel}
+                assert len(configs) >= 6, (kernel, capability)
+    assert {b.kernel.name for _, b, _ in entries} >= {"attention", "flashbias", "attention_with_bias"}
+
+
+def test_counts_of_the_cascade_are_what_the_compiler_emits() -> None:
+    """Tensor-core and special-function instructions exactly, fp32 operations within 10 %, for builds that do not spill."""
+    checked = dict.fromkeys(CHECKED, 0)
+    for name, build, estimate in builds():
+        if build.capability not in CHECKED or estimate.spill_bytes or estimate.status != "ok":
+            continue
+        both = build.instruction_check(estimate)
+        if both is None:
+            continue
+        assert agrees(*both), (name, both)
+        checked[build.capability] += 1
+    assert all(number >= 4 for number in checked.values()), checked
+
+
+def test_shared_and_tensor_memory_are_the_closed_form() -> None:
+    for name, build, estimate in builds():
+        extra = (estimate.shared_bytes or 0) - shared_bytes(build.heads, build.config, build.capability)
+        tcgen05 = matrix_instruction(build.config, build.capability) == "tcgen05"
+        assert 0 <= extra <= (4096 if tcgen05 else 0), (name, extra)
+        assert estimate.tmem_columns == tmem_columns(build.heads, build.config, build.capability), name
+
+
+def test_occupancy_is_the_same_from_limits_and_from_the_profile() -> None:
+    for name, build, estimate in builds():
+        told = build.resources(estimate)
+        blocks = occupancy(build.gpu.architecture, np.array(float(told.shared_bytes)), told.warps, told.registers_per_thread)
+        if estimate.status == "ok" and not told.tmem_columns:
+            assert int(blocks) == estimate.blocks_per_sm == build.mapping(estimate).blocks_per_sm, name
+
+
+def test_a_loop_by_hand() -> None:
+    """128 x 64 tile, E = F = 128, 8 warps: a thread holds 32 scores, 64 outputs and 2 rows."""
+    hopper, config = gpus()[90].architecture, Config(128, 64, 8, 2)
+    scores, outputs, rows = 32, 64, 2
+    reductions = 2 * (scores + rows)  # 16 scores a row: 15 in the thread and 2 exchanges
+    fp32 = reductions + rows + scores + rows + rows + outputs  # running maximum, exp, decay, running sum, rescale
+    assert expected_mix(KERNELS["attention"], Heads(128, 128), config, hopper) == LoopMix(8 + 4, scores + rows, fp32)
+    biased = expected_mix(KERNELS["flashbias"], Heads(128, 128, rank=16), config, hopper)
+    assert biased == LoopMix(8 + 4 + 1, scores + rows, fp32 + scores)
+    ampere = gpus()[80].architecture
+    mix = expected_mix(KERNELS["attention"], Heads(128, 128), config, ampere)
+    assert mix is not None and mix.tensor == 2 * 128 * 64 * 128 / (16 * 8 * 16) / 8
+    assert expected_mix(KERNELS["attention"], Heads(128, 128), config, gpus()[100].architecture) is None
+
+
+def test_a_wrong_count_would_be_seen() -> None:
+    found = found_mix({"HGMMA": 12, "MUFU.EX2": 34, "FADD": 36, "FMUL": 66, "FFMA": 34, "FMNMX": 36, "total": 378})
+    assert found == LoopMix(12, 34, 172)
+    assert agrees(LoopMix(12, 34, 170), found)
+    for wrong in (LoopMix(12, 32, 170), LoopMix(13, 34, 170), LoopMix(12, 34, 190)):
+        assert not agrees(wrong, found)
+
+
+@pytest.mark.parametrize("status", ["ok", "shared_memory"])
+def test_a_build_that_cannot_run_has_no_mapping(status: str) -> None:
+    build = Build(KERNELS["attention"], Heads(128, 128), Config(128, 128 if status != "ok" else 64, 8, 4), gpus()[90])
+    estimate = build.estimate("closed_form")
+    assert estimate.status == status
+    if status == "ok":
+        assert build.mapping(estimate).block_n == 64 and build.resources(estimate).source == "closed_form"
+    else:
+        with pytest.raises(ValueError, match="294912 bytes"):
+            build.mapping(estimate)
