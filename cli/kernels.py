@@ -12,12 +12,11 @@ from einsight.cli.parsing import CommandError
 from einsight.kernels.catalog import KERNELS, Kernel
 from einsight.kernels.resources import Estimate
 from einsight.kernels.spaces import Config, Heads, default_config
-from einsight.sim.hardware import Gpu, load_hardware
+from einsight.sim.hardware import Gpu, load_hardware, names
 from einsight.tuner import resources
 from einsight.tuner.resources import SOURCES, Build
 
 FIELDS = ("registers", "spill_bytes", "shared_bytes", "tmem_columns", "blocks_per_sm", "status", "reason", "source")
-DEFAULT_TARGETS = ("a100-sxm-80gb", "h100-sxm", "b200", "rtx-pro-6000")  # one per kind of tensor core
 
 
 def run(
@@ -48,7 +47,7 @@ def run(
         return _all(as_json)
     kernel = resources.kernel_named(name)
     heads = resources.heads_from(kernel, head_dim, value_dim, dtype, rank)
-    gpus = [_gpu(t) for t in target or DEFAULT_TARGETS]
+    gpus = [_gpu(t) for t in target] if target else _one_of_each_kind()
     if config is None:
         return _space(kernel, heads, gpus, as_json)
     builds = [Build(kernel, heads, resources.config_from(config), gpu) for gpu in gpus]
@@ -64,6 +63,15 @@ def _gpu(name: str) -> Gpu:
     if not isinstance(hardware, Gpu):
         raise CommandError("--target", name, "a GPU; this is an array")
     return hardware
+
+
+def _one_of_each_kind() -> list[Gpu]:
+    """The first target for each kind of tensor-core instruction that the kernels are built for."""
+    found: dict[str, Gpu] = {}
+    for hardware in map(load_hardware, names()):
+        if isinstance(hardware, Gpu) and hardware.architecture.compute_capability.replace(".", "").isdigit():
+            found.setdefault(hardware.architecture.instructions, hardware)
+    return list(found.values())
 
 
 def _all(as_json: bool) -> None:
