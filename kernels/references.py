@@ -71,6 +71,34 @@ def attention(
     return output * used[..., None], lse.masked_fill(~used, -math.inf)
 
 
+def sigmoid_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: float | None = None,
+    band: Band = Band(),  # noqa: B008 (frozen)
+    scale: float | None = None,
+    lengths_q: Tensor | None = None,
+    lengths_k: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """sigmoid(scale q.k + bias) v with every step in `dtype`; shapes as in `attention`, 0 for a row that sees no key.
+
+    bias   default: -log of the number of keys, of each batch element where lengths_k is given
+    """
+    B, H, M, E = q.shape
+    G, N = k.shape[1], k.shape[2]
+    heads = [h // (H // G) for h in range(H)]
+    q, k, v = q.to(dtype), k[:, heads].to(dtype), v[:, heads].to(dtype)
+    keys = torch.full((B,), N, device=q.device) if lengths_k is None else lengths_k
+    shift = -torch.log(keys.clamp(min=1).double()) if bias is None else torch.full((B,), bias, device=q.device)
+    score = (q @ k.transpose(-1, -2)) * (1.0 / math.sqrt(E) if scale is None else scale)
+    weight = torch.sigmoid(score + shift.to(dtype)[:, None, None, None])
+    seen = _visible_batch(band, B, M, N, lengths_q, lengths_k, q.device)
+    return weight.masked_fill(~seen, 0.0) @ v
+
+
 def _visible_batch(
     band: Band, B: int, M: int, N: int, lengths_q: Tensor | None, lengths_k: Tensor | None, device: torch.device
 ) -> Tensor:
