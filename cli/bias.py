@@ -65,6 +65,8 @@ def run(
     given = Given(
         kind, table, window, matrix, classes, points, length(heads, "--heads"), queries, keys, power, frequency, scale, dims
     )
+    if max(queries or 1, keys or 1) > MOST_TOKENS:
+        raise CommandError("--seq", f"{max(queries or 1, keys or 1)} tokens", f"at most {MOST_TOKENS}, whose factors fit memory")
     if dims < 1:
         raise CommandError("--dims", str(dims), "at least 1")
     if shared not in SHARED:
@@ -81,14 +83,21 @@ def run(
     found = replace(found, rests_on=(*found.rests_on, *given.precision_note(plain.dtype, found.keys)))
     timed = [bias_times(plain, found.rank_at_least, t, SHARED[shared], given.computed) for t in target or []]
     if plot is not None:
-        from einsight.reports.figures import bias_figure, save  # matplotlib: half a second, only for a picture
-
-        curves = {t.target: (t.curve, t.dense.time_s, t.none.time_s) for t in timed}
-        save(bias_figure([h.singular for h in found.heads], curves), plot)
+        _draw(found, timed, plot)
     if as_json:
         return print_json(_document(found, timed, plain, drops))
     _print(found, timed, plain, drops)
 
+
+def _draw(found: Analysis, timed: Sequence[BiasTimes], plot: Path) -> None:
+    """Singular values per head, and the time by rank on every target, into a picture file."""
+    from einsight.reports.figures import bias_figure, save  # matplotlib: half a second, only for a picture
+
+    curves = {t.target: (t.curve, t.dense.time_s, t.none.time_s) for t in timed}
+    save(bias_figure([h.singular for h in found.heads], curves), plot)
+
+
+MOST_TOKENS = 1 << 22
 
 SHARED = {
     "batch": dense_kind(False, True), "heads": dense_kind(True, False), "both": dense_kind(False, False),

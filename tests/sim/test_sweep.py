@@ -24,8 +24,8 @@ def test_axis_texts(text: str, first: int, last: int, count: int) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "n", "n=", "n=1k", "n=4k:1k", "n=1:2:3:4:5", "n=a:b", "n=0:5", "n=-1:5",
-     "n=1k:2k:3:cubic", "=1:2", "n=1.5:2", "n=1:9:2000000"],  # fmt: skip
-)
+     "n=1k:2k:3:cubic", "=1:2", "n=1.5:2", "n=1:9:2000000"],
+)  # fmt: skip
 def test_bad_axis_texts_say_what_is_expected(text: str) -> None:
     with pytest.raises(SweepError, match=r"expected|at most"):
         parse_axis(text)
