@@ -66,7 +66,7 @@ def run(
         kind, table, window, matrix, classes, points, length(heads, "--heads"), queries, keys, power, frequency, scale, dims
     )
     if max(queries or 1, keys or 1) > MOST_TOKENS:
-        raise CommandError("--seq", f"{max(queries or 1, keys or 1)} tokens", f"at most {MOST_TOKENS}, whose factors fit memory")
+        raise CommandError("--seq", f"{max(queries or 1, keys or 1)} tokens", f"at most {MOST_TOKENS}, so that memory holds it")
     if dims < 1:
         raise CommandError("--dims", str(dims), "at least 1")
     if shared not in SHARED:
