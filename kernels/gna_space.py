@@ -75,13 +75,17 @@ def work(mask: Neighborhood, q_tile: Shape, kv_tile: Shape) -> tuple[int, int]:
     return visited * each, (visited - inner) * each
 
 
-@lru_cache(maxsize=256)
 def default_box_config(mask: Neighborhood, e: int, f: int) -> BoxConfig:
     """Block sizes, warps and stages of plain attention, in the boxes that compute least on this grid."""
-    base = default_config(e, f)
-    boxes = product(_fitting(mask, base.block_m), _fitting(mask, base.block_n))
+    return in_best_boxes(mask, default_config(e, f))
+
+
+@lru_cache(maxsize=256)
+def in_best_boxes(mask: Neighborhood, config: Config) -> BoxConfig:
+    """`config` with the boxes that compute least (`work`) for its block sizes."""
+    boxes = product(_fitting(mask, config.block_m), _fitting(mask, config.block_n))
     q_tile, kv_tile = min(boxes, key=lambda box: work(mask, *box))
-    return box_config(q_tile, kv_tile, base.num_warps, base.num_stages)
+    return box_config(q_tile, kv_tile, config.num_warps, config.num_stages)
 
 
 def tile_shape(mask: Neighborhood, block: int) -> Shape:
