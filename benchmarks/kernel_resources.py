@@ -2,8 +2,7 @@
 
     PYTHONPATH=.src python3 benchmarks/kernel_resources.py --workers 2     (no GPU; needs torch and triton)
 
-For every kernel of the catalogue: the default build and five others at head dimension 128 (attention also at 64), for each
-compute capability. Builds that the space excludes are left out: the closed form names their reason.
+For every kernel of `WIDTHS`: the default build and five others, for each compute capability. Builds that the space excludes are left out: the closed form names their reason.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from einsight.kernels.catalog import KERNELS, Kernel
-from einsight.kernels.resources import Request, compile_offline, source_hash
+from einsight.kernels.resources import Estimate, Request, compile_offline, source_hash
 from einsight.kernels.spaces import LIMITS, Config, Heads, default_config, excluded
-from einsight.kernels.table import FILE, name_of, representative, save
+from einsight.kernels.table import FILE, load, name_of, representative, save
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 CONFIGS = {
@@ -25,15 +24,15 @@ CONFIGS = {
     128: (Config(128, 64, 8, 3), Config(64, 64, 4, 2), Config(128, 128, 8, 2), Config(128, 32, 8, 2), Config(64, 32, 4, 3)),
 }
 """Builds beside the default one, by head dimension."""
-WIDTHS = {"attention": (64, 128)}
-OTHER_WIDTHS = (128,)  # head dimensions of kernels that are not named above
+WIDTHS = {"attention": (64, 128), "flashbias": (128,), "attention_with_bias": (128,)}
+"""The kernels of the table and their head dimensions."""
 
 
 def builds(kernels: tuple[Kernel, ...], capabilities: tuple[int, ...]) -> Iterator[tuple[Kernel, str, Request]]:
     """Every entry of the table: kernel, name, compilation."""
     for capability in capabilities:
         for kernel in kernels:
-            for width in WIDTHS.get(kernel.name, OTHER_WIDTHS):
+            for width in WIDTHS[kernel.name]:
                 heads = Heads(width, width, rank=kernel.rank, matrix=kernel.matrix)
                 for config in (default_config(width, width), *CONFIGS[width]):
                     if not excluded(heads, config, LIMITS[capability]):
@@ -46,11 +45,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=FILE)
     parser.add_argument("--workers", type=int, default=2, help="compiling processes")
     parser.add_argument("--cache", type=Path, help="folder of finished compilations, to go on after a stop")
-    parser.add_argument("--kernel", action="append", choices=sorted(KERNELS), help="only these (the others are dropped)")
-    parser.add_argument("--capability", type=int, action="append", choices=CAPABILITIES)
+    parser.add_argument("--kernel", action="append", choices=sorted(WIDTHS), help="only these; others stay as they are")
     given = parser.parse_args()
-    kernels = tuple(KERNELS[name] for name in given.kernel or KERNELS)
-    wanted = list(builds(kernels, tuple(given.capability or CAPABILITIES)))
+    kernels = tuple(KERNELS[name] for name in given.kernel or WIDTHS)
+    wanted = list(builds(kernels, CAPABILITIES))
     names = {id(request): name for _, name, request in wanted}
     begin, done = time.monotonic(), {}
     for request, estimate in compile_offline([r for *_, r in wanted], workers=given.workers, cache=given.cache):
@@ -58,7 +56,10 @@ def main() -> int:
         done[name] = estimate
         told = f"{estimate.registers} registers" if estimate.status == "ok" else estimate.reason
         print(f"{len(done):4}/{len(wanted)} {time.monotonic() - begin:6.0f} s  {name}: {told}", flush=True)
-    save(done, {kernel.name: source_hash(kernel.module) for kernel in kernels}, given.out)
+    hashes = {kernel.name: source_hash(kernel.module) for kernel in kernels}
+    kept = load(given.out)  # of the kernels that were not asked for
+    others = {n: Estimate(**fields, source="table") for n, fields in kept["builds"].items() if n.split()[0] not in hashes}
+    save(others | done, {**kept["source_hashes"], **hashes}, given.out)
     return 0
 
 

@@ -25,6 +25,7 @@ from einsight.kernels.spaces import Config, default_config
 DTYPES = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (32, 256)  # smallest and largest E and F; between powers of two the tile is padded
 LOG2_E = math.log2(math.e)
+PACKED_ROWS = 24  # place of `packed_rows` among the kernel's arguments
 
 
 @triton.jit
@@ -88,12 +89,15 @@ def _walk(acc, top, total, q, k_tile, v_tile, stride_kn, stride_vn, lo, hi, used
 @triton.jit
 def _forward(q_ptr, k_ptr, v_ptr, sink_ptr, lengths_q_ptr, lengths_k_ptr, out_ptr, lse_ptr,
              stride_qb, stride_qh, stride_qm, stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
-             stride_ob, stride_oh, stride_om, H, J, M, N, left, right, scale_log2, cap_log2,
+             stride_ob, stride_oh, stride_om, H, J, M, N, packed_rows, left, right, scale_log2, cap_log2,
              E: tl.constexpr, F: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr,
              BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALIGN_LAST: tl.constexpr, HAS_LEFT: tl.constexpr,
              HAS_RIGHT: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINK: tl.constexpr, HAS_LENGTHS_Q: tl.constexpr,
-             HAS_LENGTHS_K: tl.constexpr, WHOLE_TILES: tl.constexpr):  # fmt: skip
-    """One block of queries of one head. WHOLE_TILES: every key tile is full (BLOCK_N divides N, no lengths)."""
+             HAS_LENGTHS_K: tl.constexpr, WHOLE_TILES: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
+    """One block of queries of one head. WHOLE_TILES: every key tile is full (BLOCK_N divides N, no lengths).
+
+    PACKED: sequences lie one behind the other; `lengths` are their B + 1 bounds, M and N the longest, `packed_rows` all.
+    """
     row_blocks = tl.cdiv(M, BLOCK_M)
     row_block = tl.program_id(0) % row_blocks
     if HAS_RIGHT:  # later rows see more keys: start them first, so that the last wave holds the short ones
@@ -102,6 +106,12 @@ def _forward(q_ptr, k_ptr, v_ptr, sink_ptr, lengths_q_ptr, lengths_k_ptr, out_pt
     b, h = bh // H, bh % H
     used_m = tl.load(lengths_q_ptr + b) if HAS_LENGTHS_Q else M
     used_n = tl.load(lengths_k_ptr + b) if HAS_LENGTHS_K else N
+    stored_m, first_q, first_k = M, 0, 0
+    if PACKED:
+        first_q, first_k = used_m, used_n
+        used_m = tl.load(lengths_q_ptr + b + 1) - first_q
+        used_n = tl.load(lengths_k_ptr + b + 1) - first_k
+        stored_m = used_m
     b64, h64 = b.to(tl.int64), h.to(tl.int64)  # an offset within a tensor may pass 2^31 elements
     first_row = row_block * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
@@ -124,10 +134,10 @@ def _forward(q_ptr, k_ptr, v_ptr, sink_ptr, lengths_q_ptr, lengths_k_ptr, out_pt
     inner_end = tl.maximum(tl.maximum(inner_end, 0) // BLOCK_N * BLOCK_N, inner_begin)
 
     offs_e = tl.arange(0, BLOCK_E)
-    q_rows = q_ptr + b64 * stride_qb + h64 * stride_qh + row[:, None].to(tl.int64) * stride_qm
-    q = tl.load(q_rows + offs_e[None, :], mask=(row < M)[:, None] & (offs_e < E)[None, :], other=0.0)
-    k_tile = k_ptr + b64 * stride_kb + (h64 // J) * stride_kg + begin.to(tl.int64) * stride_kn
-    v_tile = v_ptr + b64 * stride_vb + (h64 // J) * stride_vg + begin.to(tl.int64) * stride_vn
+    q_rows = q_ptr + b64 * stride_qb + h64 * stride_qh + (first_q + row)[:, None].to(tl.int64) * stride_qm
+    q = tl.load(q_rows + offs_e[None, :], mask=(row < stored_m)[:, None] & (offs_e < E)[None, :], other=0.0)
+    k_tile = k_ptr + b64 * stride_kb + (h64 // J) * stride_kg + (first_k + begin).to(tl.int64) * stride_kn
+    v_tile = v_ptr + b64 * stride_vb + (h64 // J) * stride_vg + (first_k + begin).to(tl.int64) * stride_vn
 
     acc = tl.zeros([BLOCK_M, BLOCK_F], dtype=tl.float32)
     top = tl.full([BLOCK_M], -float("inf"), dtype=tl.float32)
@@ -155,10 +165,11 @@ def _forward(q_ptr, k_ptr, v_ptr, sink_ptr, lengths_q_ptr, lengths_k_ptr, out_pt
     natural = (top + tl.log2(tl.where(some, total, 1.0))) * 0.6931471805599453  # ln(2)
     lse = tl.where(some, natural, -float("inf"))
     offs_f = tl.arange(0, BLOCK_F)
-    out_rows = out_ptr + b64 * stride_ob + h64 * stride_oh + row[:, None].to(tl.int64) * stride_om
-    inside = (row < M)[:, None] & (offs_f < F)[None, :]
+    out_rows = out_ptr + b64 * stride_ob + h64 * stride_oh + (first_q + row)[:, None].to(tl.int64) * stride_om
+    inside = (row < stored_m)[:, None] & (offs_f < F)[None, :]
     tl.store(out_rows + offs_f[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
-    tl.store(lse_ptr + bh.to(tl.int64) * M + row, lse, mask=row < M)
+    lse_head = lse_ptr + (h64 * packed_rows + first_q if PACKED else bh.to(tl.int64) * M)
+    tl.store(lse_head + row, lse, mask=row < stored_m)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +225,57 @@ def attention(
     return out, lse
 
 
+def attention_packed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds_q: Tensor,
+    bounds_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+    *,
+    causal: bool = False,
+    window: int | tuple[int | None, int | None] | None = None,
+    align: str = "last",
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    config: Config | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`attention` of sequences that lie one behind the other: q [T, H, E], k [S, G, E], v [S, G, F].
+
+    bounds_q, bounds_k     int32 [B + 1]: where each sequence's queries and keys begin, and the end; not decreasing
+    longest_q, longest_k   of one sequence, so that no length has to be read back from the device
+
+    Returns (output [T, H, F], log-sum-exp [H, T]). Raises ValueError or TypeError that name the argument.
+    """
+    for name, x, form in (("q", q, "[T, H, E]"), ("k", k, "[S, G, E]"), ("v", v, "[S, G, F]")):
+        if x.dim() != 3:
+            raise ValueError(f"{name}: got shape {list(x.shape)}, expected three dimensions {form}")
+    for name, bounds in (("bounds_q", bounds_q), ("bounds_k", bounds_k)):
+        if bounds.dim() != 1 or bounds.shape != bounds_q.shape or bounds.dtype != torch.int32 or bounds.device != q.device:
+            raise ValueError(f"{name}: got {bounds.dtype} {list(bounds.shape)} on {bounds.device}, "
+                             f"expected torch.int32 [B + 1] on {q.device}")  # fmt: skip
+    mask = band(causal, window, align)
+    one_q, one_k, one_v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, T, E]: seen as one sequence
+    check_inputs(one_q, one_k, one_v, scale, softcap, sink, None, None)
+    (T, H, _), F, B = q.shape, v.shape[2], bounds_q.shape[0] - 1
+    longest_q, longest_k = min(longest_q, T), min(longest_k, k.shape[0])
+    out = torch.empty(T, H, F, dtype=q.dtype, device=q.device)
+    lse = torch.empty(H, T, dtype=torch.float32, device=q.device)
+    # The launch of B sequences of the longest length, whose batch stride is 0: the bounds say where each one lies.
+    wide_q, wide_k, wide_v, wide_out = (
+        x.as_strided((B, x.shape[1], length, x.shape[3]), (0, x.stride(1), x.stride(2), x.stride(3)))
+        for x, length in ((one_q, longest_q), (one_k, longest_k), (one_v, longest_k), (out.transpose(0, 1)[None], longest_q))
+    )
+    launch = _launch(wide_q, wide_k, wide_v, mask, scale, softcap, sink, bounds_q, bounds_k, config, wide_out, lse)
+    arguments = list(launch.arguments)
+    arguments[PACKED_ROWS] = T
+    if launch.programs and T:
+        _forward[(launch.programs,)](*arguments, **launch.flags | {"PACKED": True}, **launch.options)
+    return out, lse
+
+
 def compile_only(
     sizes: tuple[int, int, int, int, int, int, int],
     dtype: str,
@@ -261,7 +323,7 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, mask: Band, scale: float | None, so
     left, right = (min(side or 0, M + N) for side in (mask.left, mask.right))
     arguments = (
         q, k, v, sink, lengths_q, lengths_k, out, lse, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        *out.stride()[:3], H, H // G, M, N, left, right, scale_log2, cap_log2,
+        *out.stride()[:3], H, H // G, M, N, M, left, right, scale_log2, cap_log2,
     )  # fmt: skip
     flags = {
         "E": E, "F": F, "BLOCK_E": triton.next_power_of_2(E), "BLOCK_F": triton.next_power_of_2(F),
@@ -269,6 +331,7 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, mask: Band, scale: float | None, so
         "HAS_LEFT": mask.left is not None, "HAS_RIGHT": mask.right is not None, "HAS_CAP": softcap is not None,
         "HAS_SINK": sink is not None, "HAS_LENGTHS_Q": lengths_q is not None,
         "HAS_LENGTHS_K": lengths_k is not None, "WHOLE_TILES": N % config.block_n == 0 and lengths_k is None,
+        "PACKED": False,
     }  # fmt: skip
     programs = B * H * triton.cdiv(M, config.block_m)
     # Fusion said explicitly: one fused multiply-add per score is meant, and Triton's default is to change in 3.10.

@@ -32,6 +32,8 @@ COMPILED_FIELDS = (
     "registers", "spill_bytes", "stack_bytes", "shared_bytes", "tmem_columns", "warps", "loop", "triton",
 )  # fmt: skip
 
+IMPORT = re.compile(rb"^from (einsight\.kernels\.\w+) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
+
 OK, SHARED, TENSOR_MEMORY, GAVE_UP, TRAP, REGISTERS, EXCLUDED, FAILED, TIMEOUT = (
     "ok", "shared_memory", "tensor_memory", "gave_up", "trap_stub", "registers", "excluded", "compile_failed",
     "timeout",
@@ -202,23 +204,31 @@ def _key(request: Request) -> str:
 
 @lru_cache
 def source_hash(module: str) -> str:
-    """SHA-256 (first 16 hex digits) of a kernel module's text and of the kernel modules that it imports: what its
-    records and cached builds are keyed by. A module alone hashes as its text."""
+    """SHA-256 (first 16 hex digits) of a kernel module's text and of the modules whose Triton functions it imports: what
+    its records and cached builds are keyed by."""
     return hashlib.sha256(b"".join(_texts(module, set()))).hexdigest()[:16]
 
 
 def _texts(module: str, seen: set[str]) -> Iterator[bytes]:
-    """The text of a module, then of those modules with Triton code in them that it imports, in the order of their names."""
+    """The text of a module, then of those whose Triton functions it imports, in the order of their names."""
+    seen.add(module)
+    text = _text(module)
+    yield text
+    for found in sorted(IMPORT.finditer(text), key=lambda match: match[1]):
+        name = found[1].decode()
+        if name not in seen and any(_defines(_text(name), function) for function in re.findall(rb"\w+", found[2])):
+            yield from _texts(name, seen)
+
+
+def _text(module: str) -> bytes:
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"{module}: no such kernel module")
-    seen.add(module)
-    text = Path(spec.origin).read_bytes()
-    if len(seen) == 1 or b"@triton.jit" in text:
-        yield text
-        for found in sorted(set(re.findall(rb"^from (einsight\.kernels\.\w+) import", text, re.MULTILINE))):
-            if found.decode() not in seen:
-                yield from _texts(found.decode(), seen)
+    return Path(spec.origin).read_bytes()
+
+
+def _defines(text: bytes, function: bytes) -> bool:
+    return re.search(rb"@triton\.jit\s+def " + function + rb"\(", text) is not None
 
 
 def _triton_version(origin: str | None) -> str:

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra `gpu`
 pytest.importorskip("triton", reason="triton is not installed (extra `gpu`)")
 
 from einsight.kernels import references  # noqa: E402
-from einsight.kernels.attention import attention  # noqa: E402
+from einsight.kernels.attention import attention, attention_packed  # noqa: E402
 from einsight.kernels.band import band  # noqa: E402
 from einsight.kernels.spaces import Config  # noqa: E402
 
@@ -172,6 +172,30 @@ def test_heads_inside_the_sequence_and_slices(device: str) -> None:
 @pytest.mark.parametrize("config", [Config(32, 64, 2, 1), Config(64, 32, 4, 3), Config(128, 128, 8, 2)], ids=str)
 def test_every_tile_shape_computes_the_same(device: str, config: Config) -> None:
     check(*inputs(device, HALF, 1, 1, 1, 150, 170, 64, 64), config=config, mask={"causal": True, "window": 77})
+
+
+@pytest.mark.parametrize("mask", [{}, {"causal": True, "window": 24}], ids=str)
+def test_packed_sequences_are_each_computed_alone(device: str, mask: dict[str, Any]) -> None:
+    """Lengths 45, 0, 33 and 1 of queries beside 41, 10, 70 and 0 of keys; the longest stated too long does no harm."""
+    make = torch.Generator().manual_seed(0)
+    starts = ([0, 45, 45, 78, 79], [0, 41, 51, 121, 121])
+    bounds_q, bounds_k = (torch.tensor(b, dtype=torch.int32, device=device) for b in starts)
+    q, k, v = (torch.randn(*s, generator=make).half().to(device) for s in ((79, 4, 32), (121, 2, 32), (121, 2, 40)))
+    out, lse = attention_packed(q, k, v, bounds_q, bounds_k, 1000, 70, config=SMALL, **mask)
+    assert out.shape == (79, 4, 40) and lse.shape == (4, 79)
+    for b in range(4):
+        rows, keys = (slice(int(x[b]), int(x[b + 1])) for x in (bounds_q, bounds_k))
+        one = (x.transpose(0, 1)[None] for x in (q[rows], k[keys], v[keys]))
+        alone, alone_lse = attention(*one, config=SMALL, **mask)
+        assert torch.equal(out[rows].transpose(0, 1)[None], alone) and torch.equal(lse[:, rows][None], alone_lse)
+
+
+def test_packed_calls_are_checked() -> None:
+    q, bounds = torch.zeros(8, 2, 32).half(), torch.tensor([0, 8])
+    with pytest.raises(ValueError, match=r"bounds_q: got torch.int64 \[2\]"):
+        attention_packed(q, q, q, bounds, bounds, 8, 8)
+    with pytest.raises(ValueError, match=r"q: got shape \[1, 8, 2, 32\], expected three"):
+        attention_packed(q[None], q, q, bounds.int(), bounds.int(), 8, 8)
 
 
 def bad_calls() -> dict[str, tuple[type[Exception], str, Any]]:
