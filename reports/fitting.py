@@ -16,16 +16,16 @@ import numpy as np
 from einsight.reports.compare import SHORT_MS, parts, rows_of
 from einsight.reports.measured import Measured
 from einsight.reports.outliers import set_aside
-from einsight.sim.calibration import Calibration, Sample, constants_for, fit, held_out, with_constants
-from einsight.sim.family import CONSTANTS, Family, Fit
+from einsight.sim.calibration import Calibration, Sample, constants_for, fit_few, interval_of, with_constants
+from einsight.sim.family import Family, Fit
 from einsight.sim.framework import ADDED, LAUNCH, Addition
 from einsight.sim.hardware import Gpu
 from einsight.sim.kernel_names import framework_name
-from einsight.sim.rows import Rows, times
+from einsight.sim.rows import Rows
 
 FEWEST_ROWS = 40
 """Rows below which there is nothing to fit a dozen constants on."""
-MOST_ROWS = 1500
+MOST_ROWS = 1200
 """Rows that one fit looks at; more change the held-out error by less than the tables' noise."""
 
 
@@ -51,10 +51,11 @@ class Fitted:
     devices: tuple[str, ...]
     found: Calibration
     interval: float
+    slack: float = 0.0
 
     @property
     def constants(self) -> dict[str, float]:
-        return {**self.found.constants, "interval": self.interval}
+        return {**self.found.constants, "interval": self.interval, "interval_slack": self.slack}
 
     def as_fit(self, fitted_on: str) -> Fit:
         """As a family holds it."""
@@ -96,9 +97,10 @@ def calibrate(grounds: Mapping[Ground, Sequence[Sample]], family: Family) -> lis
     start = replace(family, fits=())
     out = []
     for ground, made in grounds.items():
-        found = fit(made, start, constants_for(start, ground.phase), MOST_ROWS)
-        interval = _interval(made, with_constants(start, list(found.constants), list(found.constants.values())))
-        out.append(Fitted(ground, tuple(s.gpu.name for s in made), found, interval))
+        found = fit_few(made, start, constants_for(start, ground.phase, made), MOST_ROWS)
+        width = interval_of(made, with_constants(start, list(found.constants), list(found.constants.values())))
+        devices = tuple(s.gpu.name for s in made)
+        out.append(Fitted(ground, devices, found, width["interval"], width["interval_slack"]))
     return out
 
 
@@ -151,16 +153,6 @@ def _sample(pieces: Sequence[tuple[Gpu, Measured]]) -> Sample:
     rows = [rows_of(some) for _, some in pieces]
     joined = Rows(*(np.concatenate([getattr(r, name) for r in rows]) for name in Rows.__slots__))
     return Sample(pieces[0][0], joined, np.concatenate([some.latency_ms for _, some in pieces]) * 1e-3)
-
-
-def _interval(made: Sequence[Sample], fitted: Family) -> float:
-    """Half width of the interval time / (1 + w) to time (1 + w) that holds 90 % of the held-out rows."""
-    away = []
-    for sample in made:
-        rest = held_out(sample.rows)
-        away.append(np.abs(np.log(times(sample.rows.take(rest), sample.gpu, fitted) / sample.measured_s[rest])))
-    low, high = CONSTANTS["interval"].low, CONSTANTS["interval"].high
-    return float(np.clip(np.expm1(np.percentile(np.concatenate(away), 90)), low, high))
 
 
 def _ground(f: Fit) -> Ground:

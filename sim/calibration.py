@@ -14,12 +14,12 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from einsight.sim.estimate import build_cases
+from einsight.sim.estimate import build_cases, half_width
 from einsight.sim.family import CONSTANTS, Family
 from einsight.sim.gpu import Cases, kernel_time
 from einsight.sim.hardware import Gpu, Quantity
 from einsight.sim.plan import Plan
-from einsight.sim.rows import Rows, groups, sizes_of
+from einsight.sim.rows import Rows, estimates, groups, sizes_of
 from einsight.sim.schedule import ZERO, Array
 
 SOFT = 0.08
@@ -81,7 +81,7 @@ def fit(
         return np.concatenate([_log_errors(train, with_constants(family, names, x * scale)), PULL * (x - start / scale)])
 
     found = least_squares(
-        residuals, start / scale, bounds=(low / scale, high / scale), loss="soft_l1", f_scale=SOFT, max_nfev=60, x_scale=1.0
+        residuals, start / scale, bounds=(low / scale, high / scale), loss="soft_l1", f_scale=SOFT, max_nfev=40, x_scale=1.0
     )
     values = found.x * scale
     fitted = with_constants(family, names, values)
@@ -152,23 +152,82 @@ def row_hashes(rows: Rows) -> NDArray[np.int64]:
     return np.array([int.from_bytes(blake2b(t.encode(), digest_size=7).digest(), "big") for t in texts], dtype=np.int64)
 
 
-
-
 TILE_CONSTANTS = (
     "launch_s", "mma_efficiency", "unhidden", "unhidden_memory", "vector_per_score", "block_cycles",
     "block_bytes_per_cycle", "tile_cycles", "hbm_fraction", "l2_usable",
 )  # fmt: skip
 PHASE_CONSTANTS: Mapping[str, tuple[str, ...]] = {
-    "prefill": ("joule_per_flop", "kv_copy", "q_copy", "token_cycles", "uneven_s"),
-    "decode": ("uneven_s", "regroup_s", "combine_s", "split_s", "sequence_s"),
+    "prefill": ("mask_per_score", "joule_per_flop", "kv_copy", "q_copy", "token_cycles"),
+    "decode": ("regroup_s", "combine_s", "split_s", "sequence_s"),
 }
+WINDOW_CONSTANTS = ("window_per_score", "skip_cycles", "exit_cycles")
+UNEVEN_CONSTANTS = ("uneven_s", "uneven_copy")
 
 
-def constants_for(family: Family, phase: str) -> tuple[str, ...]:
-    """The constants that measurements of a phase can tell: those of every tile, and what the phase alone does."""
+def constants_for(family: Family, phase: str, samples: Sequence[Sample] = ()) -> tuple[str, ...]:
+    """The constants that measurements of a phase can tell: those of every tile, what the phase alone does, and what
+    only windows or keys and values of different widths show, where the rows have them."""
     own = PHASE_CONSTANTS[phase]
     merges = ("combine_s",) if family.split[phase].rule != "none" and "combine_s" not in own else ()
-    return (*TILE_CONSTANTS, *own, *merges)
+    windows = WINDOW_CONSTANTS if any(np.any(s.rows.window > 0) for s in samples) else ()
+    uneven = UNEVEN_CONSTANTS if any(np.any(s.rows.value_dim != s.rows.head_dim) for s in samples) else ()
+    return (*TILE_CONSTANTS, *own, *merges, *windows, *uneven)
+
+
+COVERED = 87.0
+"""Percent of held-out rows that the 90 % interval is set to hold: within 85 to 95, and narrow."""
+STEEPNESS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+def interval_of(samples: Sequence[Sample], fitted: Family) -> dict[str, float]:
+    """The two constants of the interval (see `estimate.half_width`) on the held-out rows: of a few ratios between them,
+    each scaled to hold `COVERED` percent, the one with the narrowest median."""
+    away, slack = [], []
+    for sample in samples:
+        rest = _halve(sample)[1]
+        unit = with_constants(fitted, ("interval", "interval_slack"), (0.0, 1.0))
+        for index, found in estimates(rest.rows, sample.gpu, unit):
+            away.append(np.expm1(np.abs(np.log(found.time_s / rest.measured_s[index]))))
+            slack.append(half_width(found, unit))
+    error, share = np.concatenate(away), np.concatenate(slack)
+
+    def scaled(steep: float) -> tuple[float, float, float]:
+        base = float(np.percentile(error / (1.0 + steep * share), COVERED))
+        return base * float(np.median(1.0 + steep * share)), base, base * steep
+
+    _, base, slope = min(scaled(steep) for steep in STEEPNESS)
+    limits = CONSTANTS["interval"], CONSTANTS["interval_slack"]
+    values = [float(np.clip(v, c.low, c.high)) for v, c in zip((base, slope), limits, strict=True)]
+    return dict(zip(("interval", "interval_slack"), values, strict=True))
+
+
+EARNED = 0.3
+"""Percent of mean error that a constant must take off the fitted rows to be kept, after all that earn less are gone."""
+
+
+def fit_few(samples: Sequence[Sample], family: Family, names: Sequence[str], most: int = 4000) -> Calibration:
+    """As `fit`, with the constants alone that earn their place: the others stay at what changes nothing, or as assumed.
+
+    After a fit of all, constants are given up in the order of how little the error of the fitted rows grows, as long as
+    it grows by less than `EARNED` in all; the rest are fitted again.
+    """
+    whole = fit(samples, family, names, most)
+    train = _prepare([_thin(_halve(s)[0], most // max(len(samples), 1)) for s in samples], family)
+    kept, values = list(names), dict(whole.constants)
+    limit = _mape(_log_errors(train, with_constants(family, kept, [values[n] for n in kept]))) + EARNED
+
+    def without(name: str) -> float:
+        rest = [n for n in kept if n != name]
+        return _mape(_log_errors(train, with_constants(family, rest, [values[n] for n in rest])))
+
+    while len(kept) > 1:
+        error, name = min((without(n), n) for n in kept)
+        if error > limit:
+            break
+        kept.remove(name)
+    start = with_constants(family, kept, [values[n] for n in kept])
+    again = fit(samples, start, kept, most)
+    return replace(again, error_before=whole.error_before)
 
 
 def held_out(rows: Rows) -> NDArray[np.bool_]:

@@ -46,6 +46,13 @@ def estimate(
     return Estimate(sum((t.time_s for t in times), none), bounds, times, cases, notes)
 
 
+def half_width(found: Estimate, family: Family) -> Array:
+    """Relative half width of each case's 90 % interval: the less of a time its largest bound explains, the wider."""
+    largest = np.max(np.stack(np.broadcast_arrays(*found.bounds_s.values())), axis=0)
+    slack = 1.0 - np.minimum(largest / found.time_s, 1.0)
+    return np.asarray(family.constant("interval") + family.constant("interval_slack") * slack)
+
+
 def build_cases(
     plan: Plan, mask: Mask, sizes: MappingType[str, Array], warm: bool, gpu: Gpu,
     family: Family, mapping: Mapping | None,

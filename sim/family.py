@@ -38,12 +38,12 @@ CONSTANTS: Mapping[str, Constant] = {
     "unhidden": Constant("", 0.0, 1.0, "share of the smaller resources' cycles that the largest does not hide"),
     "unhidden_memory": Constant("", 0.0, 1.0, "share of the smaller of compute and memory time that is not hidden"),
     "vector_per_score": Constant("op", 0.0, 12.0, "fp32-pipe operations per score beside the cascade's (conversions)"),
-    "mask_per_score": Constant("op", 0.0, 16.0, "fp32-pipe operations per score of a masked tile beside the mask's own: its loop is not pipelined"),
+    "mask_per_score": Constant("op", 0.0, 16.0, "fp32-pipe operations per score of a masked tile beside the mask's own"),
     "window_per_score": Constant("op", 0.0, 32.0, "the same, more, where a sliding window has two edges to test"),
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
     "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
     "exit_cycles": Constant("cycle", 0.0, 5000.0, "a part of a split run that finds no key of its own inside the window"),
-    "skip_cycles": Constant("cycle", 0.0, 5000.0, "a tile outside a sliding window that is visited only to be tested"),
+    "skip_cycles": Constant("cycle", 0.0, 15000.0, "a tile outside a sliding window that is visited only to be tested"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
     "regroup_s": Constant("s", 0.0, 1.5e-5, "copies that bring the packed query heads of several sequences into order"),
     "joule_per_flop": Constant("J", 0.0, 1e-12, "switching energy that a long run must pay at TDP: the falling clock"),
@@ -55,13 +55,16 @@ CONSTANTS: Mapping[str, Constant] = {
     "hbm_fraction": Constant("", 0.5, 1.0, "streaming bandwidth over the datasheet's"),
     "l2_usable": Constant("", 0.3, 1.1, "share of L2 that a re-read working set can occupy before it misses"),
     "interval": Constant("", 0.02, 2.0, "half width of the 90 % interval, relative, on this family's own ground"),
+    "interval_slack": Constant("", 0.0, 2.0, "what that grows by, times the share of the time that no bound explains"),
 }
 """Every constant of a GPU family. A family gives what it knows of; the others have the value that changes nothing."""
 
 NEUTRAL: Mapping[str, float] = {
-    "sequence_s": 0.0, "split_s": 0.0, "tile_cycles": 0.0, "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
-    "joule_per_flop": 0.0, "kv_copy": 0.0, "q_copy": 0.0, "regroup_s": 0.0, "token_cycles": 0.0,
-    "uneven_s": 0.0, "mask_per_score": 0.0, "window_per_score": 0.0, "uneven_copy": 0.0, "exit_cycles": 0.0, "skip_cycles": 0.0,
+    "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
+    **dict.fromkeys((
+        "sequence_s", "split_s", "tile_cycles", "joule_per_flop", "kv_copy", "q_copy", "regroup_s", "token_cycles", "uneven_s",
+        "uneven_copy", "mask_per_score", "window_per_score", "exit_cycles", "skip_cycles", "interval_slack",
+    ), 0.0),
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
 
@@ -186,8 +189,9 @@ class Family:
             values |= added(framework, self.name, arch.name, phase, dtypes)
         merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
         widen = _widening(steps, foreign)
-        if "interval" in merged:
-            merged["interval"] = replace(merged["interval"], value=merged["interval"].value * widen)
+        for name in ("interval", "interval_slack"):
+            if name in merged:
+                merged[name] = replace(merged[name], value=merged[name].value * widen)
         note = f"constants of {self.name} fitted for {fit.architecture} {fit.phase} {'/'.join(fit.dtypes)} on {fit.fitted_on}"
         if sum(steps):
             note += f"; none for {arch.name} {phase} {dtype}/{kv_dtype}, interval widened x{widen:g}"
@@ -316,13 +320,14 @@ def _tile(item: Item) -> Tile:
 
 
 def _split(item: Item) -> SplitRule:
-    t = item.table(required=("rule",), optional=("min_tiles", "min_keys", "waves", "min_elements", "fills", "most", "blocks_up_to"))
+    keys = ("min_tiles", "min_keys", "waves", "min_elements", "fills", "most", "blocks_up_to")
+    t = item.table(required=("rule",), optional=keys)
     rule = t["rule"].choice(("none", "efficiency", "balanced", "fill", "logarithmic", "fixed"))
-    tiles, keys, waves = (t[k].integer(1) if k in t else 1 for k in ("min_tiles", "min_keys", "waves"))
+    tiles, least, waves = (t[k].integer(1) if k in t else 1 for k in ("min_tiles", "min_keys", "waves"))
     elements = t["min_elements"].integer(1) if "min_elements" in t else 0
     fills = t["fills"].choice(("slots", "sms")) if "fills" in t else "slots"
     most, blocks = (t[k].integer(1) if k in t else 1 for k in ("most", "blocks_up_to"))
-    return SplitRule(rule, tiles, keys, waves, elements, fills, most, blocks)
+    return SplitRule(rule, tiles, least, waves, elements, fills, most, blocks)
 
 
 def _constants(item: Item) -> Mapping[str, Quantity]:

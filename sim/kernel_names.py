@@ -156,7 +156,8 @@ def read_table(path: Path) -> Table:
 
 
 def _rule(item: Item) -> Rule:
-    t = item.table(["kernels", "family"], ["frameworks", "phase", "instructions", "group", "head_dim", "small_grid", "kv_dtypes"])
+    optional = ["frameworks", "phase", "instructions", "group", "head_dim", "small_grid", "kv_dtypes"]
+    t = item.table(["kernels", "family"], optional)
     return Rule(
         kernels=_texts(t["kernels"]),
         family=t["family"].choice(names()),

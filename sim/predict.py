@@ -13,7 +13,7 @@ from einsight.einsum import library
 from einsight.einsum.compose import compose
 from einsight.einsum.expression import Expression
 from einsight.einsum.ir import Cascade
-from einsight.sim.estimate import Estimate, estimate, mapping_of
+from einsight.sim.estimate import Estimate, estimate, half_width, mapping_of
 from einsight.sim.family import Family, load_family
 from einsight.sim.hardware import Gpu, load_gpu, load_hardware
 from einsight.sim.mapping import Mapping
@@ -117,7 +117,7 @@ def _worded(
     time = float(found.time_s[0])
     bounds = _bounds(found, gpu, family, made.dtype)
     floor = max(b.time_s for b in bounds)
-    width = family.constant("interval")
+    width = float(half_width(found, family)[0])
     flops, by_class = operations(workload, made)
     return Prediction(
         workload=workload.name,

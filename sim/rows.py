@@ -1,6 +1,7 @@
 """Many measured-like cases at once: columns in, times out, through the same estimate as `predict`.
 
-Rows that share what the model's shape depends on (head dimension, dtypes, window, phase) are one vectorised call.
+Rows that share what the model's shape depends on (dtypes, window, whether keys and values are equally wide) are one
+vectorised call.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from einsight.einsum import library
 from einsight.einsum.compose import compose
-from einsight.sim.estimate import Estimate, estimate
+from einsight.sim.estimate import Estimate, estimate, half_width
 from einsight.sim.family import Family
 from einsight.sim.hardware import Gpu
 from einsight.sim.mask import Causal, Mask, Restriction, Window
@@ -52,7 +53,7 @@ def groups(rows: Rows) -> Iterator[tuple[Plan, Mask, NDArray[np.int64]]]:
     """(plan inputs, mask, positions) of every set of rows that one estimate can take."""
     shape = np.stack([
         np.unique(rows.dtype, return_inverse=True)[1], np.unique(rows.kv_dtype, return_inverse=True)[1],
-        rows.window.astype(np.int64), rows.value_dim.astype(np.int64) * 4096 + rows.head_dim.astype(np.int64),
+        rows.window.astype(np.int64), rows.value_dim != rows.head_dim,
         rows.seq_q > 1,
     ], axis=1)  # fmt: skip
     _, inverse = np.unique(shape, axis=0, return_inverse=True)
@@ -115,7 +116,7 @@ def predicted(rows: Rows, gpu: Gpu, family: Family, phase: str, framework: str =
         fitted, note = family.on(gpu, phase, made.dtype, made.kv_dtype, framework)
         found = estimate(made, mask, sizes_of(rows.take(index)), warm, gpu, fitted)
         names, values = list(found.bounds_s), np.stack(list(found.bounds_s.values()))
-        width = 1.0 + fitted.constant("interval")
+        width = 1.0 + half_width(found, fitted)
         time[index], high[index] = found.time_s, found.time_s * width
         low[index] = np.maximum(found.time_s / width, values.max(axis=0))
         bound[index] = np.array(names)[values.argmax(axis=0)]
