@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from einsight.sim import strict_yaml
-from einsight.sim.framework import added
+from einsight.sim.framework import ADDED, added, additions
 from einsight.sim.hardware import DTYPES, INSTRUCTIONS, KINDS, PHASES, Architecture, Gpu, Quantity
 from einsight.sim.schedule import SCHEDULES
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
@@ -185,8 +185,8 @@ class Family:
         ranked = sorted(self.fits, key=lambda f: _distance(f, arch, phase, dtypes, framework))
         fit, (*steps, foreign, _) = ranked[0], _distance(ranked[0], arch, phase, dtypes, framework)
         values = {**added(fit.framework, self.name, fit.architecture, phase, dtypes), **fit.constants}
-        if foreign:
-            values |= added(framework, self.name, arch.name, phase, dtypes)
+        if foreign and additions(framework):
+            values |= {name: NEUTRAL[name] for name in ADDED} | dict(added(framework, self.name, arch.name, phase, dtypes))
         merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
         widen = _widening(steps, foreign)
         for name in ("interval", "interval_slack"):
