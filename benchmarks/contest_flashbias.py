@@ -43,7 +43,6 @@ def contest(case: Case, rank: int, bars: tuple[Bar, ...] = ()) -> Contest:
 
     B, H, _, M, N, _, _ = case.sizes
     workload = case.workload() | {"bias": [{"kind": "low_rank", "r": rank}]}
-    workload["sizes"] = workload["sizes"] | {"r": rank}
     work = {"flops": case.flops, "bias_flops": 2.0 * B * H * case.seen_pairs * rank, "matrix_bytes": 2.0 * B * H * M * N}
     return Contest(case.name, KERNEL.name, workload, work, candidates, requests, lambda: _round(case, rank), bars)
 

@@ -64,6 +64,23 @@ class Contest:
     setup: Callable[[], Round]
     bars: tuple[Bar, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """The key that predictions of this problem carry; "" where the model has no such problem or is not installed."""
+        told, sizes = self.workload, self.workload["sizes"]
+        if "align" in told or told["phase"] not in ("prefill", "decode"):
+            return ""
+        try:
+            from einsight.sim.workload import Workload
+
+            return Workload.attention(
+                batch=sizes["b"], heads=sizes["h"], kv_heads=sizes["g"], seq_q=sizes["m"], seq_kv=sizes["n"],
+                head_dim=sizes["e"], value_dim=sizes["f"], dtype=told["dtype"], mask=told.get("mask"),
+                bias=told.get("bias", ()), phase=told["phase"], cache=told["cache"],
+            ).key  # fmt: skip
+        except (ImportError, ValueError):
+            return ""
+
 
 def normal(seed: int, *shapes: tuple[int, ...], dtype: str) -> list[Any]:
     """Normal random tensors on the device, the same in every run."""

@@ -2,7 +2,8 @@
 
     PYTHONPATH=.src python3 benchmarks/kernel_resources.py --workers 2     (no GPU; needs torch and triton)
 
-For every kernel of `WIDTHS`: the default build and five others, for each compute capability. Builds that the space excludes are left out: the closed form names their reason.
+For every kernel of `WIDTHS`: the default build and five others, for each compute capability. Builds that the space
+excludes are left out: the closed form names their reason.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 import tempfile
@@ -115,6 +116,18 @@ def test_triton_cache_is_left_only_where_asked(tmp_path: Path, monkeypatch: pyte
     assert estimate.status == "ok" and list(kept.rglob("*.cubin"))
     list(compile_offline([small], workers=1))
     assert not list(scratch.glob("einsight-triton-*"))
+
+
+def test_a_hash_follows_the_triton_functions_that_a_kernel_imports() -> None:
+    """flashbias calls functions of attention_backward and tiles; of attention it only shares checks and constants."""
+    module = "einsight.kernels."
+    text = {n: (Path(resources.__file__).parent / f"{n}.py").read_bytes() for n in ("flashbias", "attention_backward", "tiles")}
+    whole = hashlib.sha256(b"".join(text.values())).hexdigest()[:16]
+    assert resources.source_hash(module + "flashbias") == whole
+    alone = hashlib.sha256((Path(resources.__file__).parent / "attention.py").read_bytes()).hexdigest()[:16]
+    assert resources.source_hash(module + "attention") == alone
+    with pytest.raises(ModuleNotFoundError, match="no such kernel module"):
+        resources.source_hash(module + "nothing")
 
 
 STUB = '''
