@@ -27,8 +27,9 @@ import triton.language as tl
 from torch import Tensor
 
 from einsight.kernels.attention import check_inputs, check_outputs
-from einsight.kernels.gna_space import BoxConfig, box_config, default_box_config, tile_shape
+from einsight.kernels.gna_space import BoxConfig, box_config, default_box_config, in_best_boxes
 from einsight.kernels.neighborhood import Neighborhood, Shape, neighborhood, row_windows, tile_ranges, visited_tiles
+from einsight.kernels.spaces import Config
 
 LOG2_E = math.log2(math.e)
 COPY_WARPS = 4
@@ -321,7 +322,7 @@ def _tables(grid: _Grid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ranges of KV tiles per Q tile, and windows per row, of the three dimensions one after the other (int32)."""
     ranges = [tile_ranges(grid.mask, d, grid.q_tile[d], grid.kv_tile[d]).ravel() for d in range(3)]
     windows = [row_windows(grid.mask, d, grid.q_tile[d]).ravel() for d in range(3)]
-    return tuple(torch.from_numpy(np.concatenate(x)).to(device) for x in (ranges, windows))  # type: ignore[return-value]
+    return torch.from_numpy(np.concatenate(ranges)).to(device), torch.from_numpy(np.concatenate(windows)).to(device)
 
 
 def compile_only(
@@ -345,7 +346,7 @@ def compile_only(
     return _forward.warmup(*arguments, grid=(launch["programs"],), **launch["flags"], **launch["options"])
 
 
-def compile_named(sizes: list[int], dtype: str, mask: Mapping[str, Any], config: list[Any], *,
+def compile_named(sizes: list[int], dtype: str, mask: Mapping[str, Any], config: list[int], *,
                   neighborhood: Mapping[str, Any], tiles: list[list[int]] | None = None) -> Any:  # fmt: skip
     """`compile_only` from plain JSON values, for the offline compiler.
 
@@ -354,8 +355,9 @@ def compile_named(sizes: list[int], dtype: str, mask: Mapping[str, Any], config:
     mask           the band of other kernels: nothing here depends on it
     """
     grid = _named(neighborhood)
-    shapes = tiles or [tile_shape(grid, config[0]), tile_shape(grid, config[1])]
-    chosen = box_config(tuple(shapes[0]), tuple(shapes[1]), *config[2:])
+    chosen = in_best_boxes(grid, Config(*config))
+    if tiles is not None:
+        chosen = box_config(tuple(tiles[0]), tuple(tiles[1]), *config[2:])
     return compile_only(tuple(sizes), dtype, grid, chosen)  # type: ignore[arg-type]
 
 

@@ -11,6 +11,12 @@ from math import prod
 from einsight.kernels.neighborhood import Neighborhood, Shape, visited_tiles
 from einsight.kernels.spaces import GNA, Config, Heads, Limits, Space, default_config, excluded, power_of_two
 
+# What a tile with a mask costs, over one without, at most: 1.43 to 1.66 between strided and unstrided windows of the same
+# size in NATTEN's published H100 profiles (1-D, 2-D and 3-D).
+MASKED_COST = 1.66
+
+SMALL = Config(64, 32, 4, 2)  # for grids of so few tokens that the usual tiles would be mostly padding
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class BoxConfig(Config):
@@ -29,10 +35,10 @@ class BoxConfig(Config):
             raise ValueError(f"kv_tile: got {self.kv_tile} beside q_tile {self.q_tile}, expected as many dimensions")
 
     def __str__(self) -> str:
-        shapes = ",".join(
+        boxes = ",".join(
             f"{name}={'x'.join(map(str, tile))}" for name, tile in (("Q_TILE", self.q_tile), ("KV_TILE", self.kv_tile))
         )
-        return f"{shapes},num_warps={self.num_warps},num_stages={self.num_stages}"
+        return f"{boxes},num_warps={self.num_warps},num_stages={self.num_stages}"
 
 
 def box_config(q_tile: Shape, kv_tile: Shape, num_warps: int, num_stages: int) -> BoxConfig:
@@ -50,21 +56,33 @@ def excluded_box(mask: Neighborhood, config: BoxConfig, heads: Heads, limits: Li
     for name, tile in (("q_tile", config.q_tile), ("kv_tile", config.kv_tile)):
         if why := _too_long(mask, tile):
             return f"{name}: {why}"
-    return excluded(heads, config, limits)
+    if why := excluded(heads, config, limits):
+        return why
+    best = in_best_boxes(mask, config)
+    least, pairs = work(mask, best.q_tile, best.kv_tile)[0], work(mask, config.q_tile, config.kv_tile)[0]
+    if pairs > MASKED_COST * least:
+        return (
+            f"{pairs} pairs, {least} in boxes {best.q_tile} and {best.kv_tile}: slower even if all of those were masked "
+            "and none of these"
+        )
+    return ""
 
 
 def box_configurations(mask: Neighborhood, heads: Heads, limits: Limits, space: Space = GNA) -> tuple[BoxConfig, ...]:
     """The valid configurations, the one that computes least first (`work`)."""
     found = [
-        chosen
-        for config in space.candidates()
-        if not excluded(heads, config, limits)
-        for q_tile, kv_tile in product(*(_fitting(mask, n) for n in (config.block_m, config.block_n)))
-        if not excluded_box(
-            mask, chosen := box_config(q_tile, kv_tile, config.num_warps, config.num_stages), heads, limits
-        )
+        config
+        for base in space.candidates()
+        if not excluded(heads, base, limits)
+        for config in _in_boxes(mask, base)
+        if not excluded_box(mask, config, heads, limits)
     ]
     return tuple(sorted(found, key=lambda c: (work(mask, c.q_tile, c.kv_tile), c)))
+
+
+def _in_boxes(mask: Neighborhood, base: Config) -> Iterator[BoxConfig]:
+    for q_tile, kv_tile in product(_fitting(mask, base.block_m), _fitting(mask, base.block_n)):
+        yield box_config(q_tile, kv_tile, base.num_warps, base.num_stages)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -77,15 +95,15 @@ def work(mask: Neighborhood, q_tile: Shape, kv_tile: Shape) -> tuple[int, int]:
 
 def default_box_config(mask: Neighborhood, e: int, f: int) -> BoxConfig:
     """Block sizes, warps and stages of plain attention, in the boxes that compute least on this grid."""
-    return in_best_boxes(mask, default_config(e, f))
+    base = default_config(e, f)
+    fits = all(any(not _too_long(mask, s) for s in shapes(mask.rank, n)) for n in (base.block_m, base.block_n))
+    return in_best_boxes(mask, base if fits else SMALL)
 
 
 @lru_cache(maxsize=256)
 def in_best_boxes(mask: Neighborhood, config: Config) -> BoxConfig:
-    """`config` with the boxes that compute least (`work`) for its block sizes."""
-    boxes = product(_fitting(mask, config.block_m), _fitting(mask, config.block_n))
-    q_tile, kv_tile = min(boxes, key=lambda box: work(mask, *box))
-    return box_config(q_tile, kv_tile, config.num_warps, config.num_stages)
+    """`config` in the boxes that compute least (`work`) for its block sizes."""
+    return min(_in_boxes(mask, config), key=lambda c: work(mask, c.q_tile, c.kv_tile))
 
 
 def tile_shape(mask: Neighborhood, block: int) -> Shape:

@@ -102,9 +102,9 @@ def neighborhood(
 ) -> Neighborhood:
     """A `Neighborhood` from one value for all dimensions or one per dimension. Raises ValueError naming the dimension."""
     grid = (layout,) if isinstance(layout, int) else tuple(layout)
-    lengths = (_per_dimension(x, len(grid)) for x in (window, stride, dilation))
+    windows, strides, dilations = (_per_dimension(x, len(grid)) for x in (window, stride, dilation))
     looks_back = (causal,) * len(grid) if isinstance(causal, bool) else tuple(map(bool, causal))
-    return Neighborhood(grid, *lengths, looks_back)
+    return Neighborhood(grid, windows, strides, dilations, looks_back)
 
 
 def _per_dimension(value: int | Shape, rank: int) -> Shape:

@@ -12,9 +12,17 @@ pytest.importorskip("triton", reason="triton is not installed (extra `gpu`)")
 
 from einsight.kernels import references, references_gna  # noqa: E402
 from einsight.kernels.gna import gna, tiles_of  # noqa: E402
-from einsight.kernels.gna_space import box_config, default_box_config  # noqa: E402
+from einsight.kernels.gna_space import (  # noqa: E402
+    box_config,
+    box_configurations,
+    default_box_config,
+    excluded_box,
+    shapes,
+    work,
+)
 from einsight.kernels.neighborhood import neighborhood, tile_ranges, visited_tiles  # noqa: E402
 from einsight.kernels.resources import Request, compile_offline  # noqa: E402
+from einsight.kernels.spaces import GNA, LIMITS, Heads, shared_bytes  # noqa: E402
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 LSE_ERROR = 2e-5  # float32 sums of exact products: a few roundings per term, times the size of a score
@@ -213,9 +221,32 @@ def test_the_default_boxes_of_the_video_case_need_no_mask() -> None:
     assert visited * config.block_m * config.block_n == grid.pairs()
 
 
-def test_it_compiles_offline_with_and_without_borders() -> None:
-    from einsight.kernels.spaces import LIMITS, Heads, shared_bytes
+@pytest.mark.parametrize("name", ["1-D even window, stride", "2-D", "3-D"])
+def test_every_box_is_in_or_has_a_reason(name: str) -> None:
+    grid, heads, limits = neighborhood(**MASKS[name]), Heads(64, 64), LIMITS[90]
+    valid = box_configurations(grid, heads, limits)
+    assert valid and default_box_config(grid, 64, 64) in valid and len(set(valid)) == len(valid)
+    among = set(valid)
+    pairs = [work(grid, c.q_tile, c.kv_tile) for c in valid]
+    assert pairs == sorted(pairs) and pairs[0][0] >= grid.pairs()
+    for base in GNA.candidates():
+        for q_tile in shapes(grid.rank, base.block_m):
+            for kv_tile in shapes(grid.rank, base.block_n):
+                config = box_config(q_tile, kv_tile, base.num_warps, base.num_stages)
+                assert (config in among) == (not excluded_box(grid, config, heads, limits))
 
+
+def test_reasons_name_their_numbers() -> None:
+    video, heads, limits = neighborhood((30, 48, 80), (18, 24, 24), (16, 8, 8)), Heads(128, 128), LIMITS[90]
+    for config, reason in (
+        (box_config((128, 1, 1), (1, 8, 8), 8, 2), "q_tile: 128 tokens for 30 along dimension 0"),
+        (box_config((2, 8, 8), (2, 8, 8), 8, 4), "294912 bytes of shared memory"),
+        (box_config((2, 1, 64), (1, 1, 64), 8, 2), r"in boxes (2, 8, 8) and (1, 8, 8)"),
+    ):
+        assert reason in excluded_box(video, config, heads, limits)
+
+
+def test_it_compiles_offline_with_and_without_borders() -> None:
     for stride, borders in (((16, 8, 8), False), ((1, 1, 1), True)):
         grid = {"layout": [30, 48, 80], "window": [18, 24, 24], "stride": list(stride)}
         arguments = {"sizes": [1, 24, 24, 115200, 115200, 128, 128], "dtype": "float16", "mask": {},
