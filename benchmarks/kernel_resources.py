@@ -16,7 +16,7 @@ from pathlib import Path
 
 from einsight.kernels.catalog import KERNELS, Kernel
 from einsight.kernels.resources import Estimate, Request, compile_offline, source_hash
-from einsight.kernels.spaces import LIMITS, Config, Heads, default_config, excluded
+from einsight.kernels.spaces import LIMITS, Config, Heads
 from einsight.kernels.table import FILE, load, name_of, representative, save
 
 CAPABILITIES = (80, 89, 90, 100, 120)
@@ -35,8 +35,8 @@ def builds(kernels: tuple[Kernel, ...], capabilities: tuple[int, ...]) -> Iterat
         for kernel in kernels:
             for width in WIDTHS[kernel.name]:
                 heads = Heads(width, width, rank=kernel.rank, matrix=kernel.matrix)
-                for config in (default_config(width, width), *CONFIGS[width]):
-                    if not excluded(heads, config, LIMITS[capability]):
+                for config in (kernel.default(width, width), *CONFIGS[width]):
+                    if not kernel.excluded(heads, config, LIMITS[capability]):
                         request = representative(kernel, heads, config, capability)
                         yield kernel, name_of(kernel, heads, config, capability), request
 

@@ -11,7 +11,7 @@ from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError
 from einsight.kernels.catalog import KERNELS, Kernel
 from einsight.kernels.resources import Estimate
-from einsight.kernels.spaces import Config, Heads, default_config
+from einsight.kernels.spaces import Config, Heads
 from einsight.sim.hardware import Gpu, load_hardware, names
 from einsight.tuner import resources
 from einsight.tuner.resources import SOURCES, Build
@@ -91,7 +91,7 @@ def _about(kernel: Kernel) -> dict[str, Any]:
 
 def _space(kernel: Kernel, heads: Heads, gpus: list[Gpu], as_json: bool) -> None:
     found = {gpu.name: resources.space_summary(kernel, heads, resources.capability_of(gpu)) for gpu in gpus}
-    default = default_config(heads.e, heads.f)
+    default = kernel.default(heads.e, heads.f)
     if as_json:
         targets = {
             gpu: {"configurations": [str(c) for c in valid], "excluded": dict(reasons)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from einsight.kernels.spaces import ATTENTION, GNA, Space
+from einsight.kernels.decode_space import DECODE, decode_excluded, default_decode_config
+from einsight.kernels.spaces import ATTENTION, GNA, Config, Heads, Limits, Space, default_config, excluded
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class Kernel:
     rank       of the bias's factors where resources are asked for without a problem; 0 where there are none
     matrix     whether a bias is read as a matrix
     compile_options   further arguments of `compiler`
+    excluded   why a build of the space is left out for head dimensions and limits, "" when it is in
+    default    the build taken for E and F where none is given
     """
 
     name: str
@@ -32,6 +35,8 @@ class Kernel:
     rank: int = 0
     matrix: bool = False
     compile_options: Mapping[str, Any] = field(default_factory=dict)
+    excluded: Callable[[Heads, Config, Limits], str] = excluded
+    default: Callable[[int, int], Config] = default_config
 
 
 KERNELS: Mapping[str, Kernel] = {
@@ -78,6 +83,27 @@ KERNELS: Mapping[str, Kernel] = {
             space=GNA,
             summary="neighborhood attention on grids of 1 to 3 dimensions: windows, strides, dilation, causal; GQA; forward",
             compile_options={"neighborhood": {"layout": (30, 48, 80), "window": (18, 24, 24), "stride": (16, 8, 8)}},
+        ),
+        Kernel(
+            name="decode",
+            cascade="split_kv",
+            module="einsight.kernels.decode",
+            function="decode",
+            compiler="compile_named",
+            space=DECODE,
+            summary="few queries over a long cache: stream-K or split-KV pieces and a merge, packed heads, lengths; forward",
+            compile_options={"queries": 1},
+            excluded=decode_excluded,
+            default=default_decode_config,
+        ),
+        Kernel(
+            name="sigmoid",
+            cascade="sigmoid",
+            module="einsight.kernels.sigmoid",
+            function="sigmoid_attention",
+            compiler="compile_named",
+            space=ATTENTION,
+            summary="fused sigmoid attention: bias -log N, causal, window, GQA, lengths; fp16, bf16; forward",
         ),
     )
 }

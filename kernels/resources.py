@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -77,8 +77,13 @@ class Request:
     disassemble: bool = True
 
 
-def closed_form(heads: Heads, config: Config, capability: int) -> Estimate:
-    """Shared and tensor memory of the attention kernel from its tile sizes alone; registers stay unknown."""
+def closed_form(
+    heads: Heads, config: Config, capability: int, rule: Callable[[Heads, Config, Limits], str] = excluded
+) -> Estimate:
+    """Shared and tensor memory of the attention kernel from its tile sizes alone; registers stay unknown.
+
+    rule   why a build is left out of the kernel's space
+    """
     limits = LIMITS[capability]
     known: dict[str, Any] = {
         "shared_bytes": shared_bytes(heads, config, capability),
@@ -88,7 +93,7 @@ def closed_form(heads: Heads, config: Config, capability: int) -> Estimate:
         "stack_bytes": None,
     }
     status, reason = _judge(known, limits)
-    why = excluded(heads, config, limits)
+    why = rule(heads, config, limits)
     if status == OK and why:
         status, reason = EXCLUDED, why
     return Estimate(status, reason, "closed_form", blocks_per_sm=_blocks_per_sm(known, limits), **known)

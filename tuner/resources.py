@@ -16,8 +16,6 @@ from einsight.kernels.spaces import (
     Config,
     Heads,
     accumulators_per_thread,
-    configurations,
-    excluded,
     parse_config,
 )
 from einsight.kernels.table import lookup, representative
@@ -55,7 +53,7 @@ class Build:
         A build that compiles but that the space leaves out (warps that repeat each other's work) has status "excluded".
         """
         found = self._from(source, cache)
-        why = excluded(self.heads, self.config, LIMITS[self.capability])
+        why = self.kernel.excluded(self.heads, self.config, LIMITS[self.capability])
         return replace(found, status=EXCLUDED, reason=why) if found.status == OK and why else found
 
     def _from(self, source: str | None, cache: Path | None) -> Estimate:
@@ -70,7 +68,7 @@ class Build:
                 return found
             if source == "table":
                 raise ResourceError(f"--source table: no entry for {self.kernel.name} {self.config} on sm_{self.capability}")
-        return closed_form(self.heads, self.config, self.capability)
+        return closed_form(self.heads, self.config, self.capability, self.kernel.excluded)
 
     def resources(self, estimate: Estimate) -> Resources:
         """As the simulator takes them; registers that are not known are accumulators and bookkeeping."""
@@ -158,7 +156,8 @@ def heads_from(kernel: Kernel, head_dim: int, value_dim: int | None, dtype: str,
 def space_summary(kernel: Kernel, heads: Heads, capability: int) -> tuple[tuple[Config, ...], Counter[str]]:
     """The valid configurations, and how many are left out for each kind of reason (numbers taken out of it)."""
     limits = LIMITS[capability]
-    valid = configurations(heads, limits, space=kernel.space)
-    reasons = (excluded(heads, c, limits) for c in kernel.space.candidates())
-    kinds = (" ".join("N" if w.strip("(),").isdigit() else w for w in reason.split()) for reason in reasons if reason)
+    answers = {c: kernel.excluded(heads, c, limits) for c in kernel.space.candidates()}
+    valid = tuple(c for c, reason in answers.items() if not reason)
+    reasons = (reason for reason in answers.values() if reason)
+    kinds = (" ".join("N" if w.strip("(),").isdigit() else w for w in reason.split()) for reason in reasons)
     return valid, Counter(kinds)
