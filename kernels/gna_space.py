@@ -58,11 +58,11 @@ def excluded_box(mask: Neighborhood, config: BoxConfig, heads: Heads, limits: Li
             return f"{name}: {why}"
     if why := excluded(heads, config, limits):
         return why
-    best = in_best_boxes(mask, config)
-    least, pairs = work(mask, best.q_tile, best.kv_tile)[0], work(mask, config.q_tile, config.kv_tile)[0]
+    best = _best_boxes(mask, config.block_m, config.block_n)
+    least, pairs = work(mask, *best)[0], work(mask, config.q_tile, config.kv_tile)[0]
     if pairs > MASKED_COST * least:
         return (
-            f"{pairs} pairs, {least} in boxes {best.q_tile} and {best.kv_tile}: slower even if all of those were masked "
+            f"{pairs} pairs, {least} in boxes {best[0]} and {best[1]}: slower even if all of those were masked "
             "and none of these"
         )
     return ""
@@ -100,10 +100,14 @@ def default_box_config(mask: Neighborhood, e: int, f: int) -> BoxConfig:
     return in_best_boxes(mask, base if fits else SMALL)
 
 
-@lru_cache(maxsize=256)
 def in_best_boxes(mask: Neighborhood, config: Config) -> BoxConfig:
     """`config` in the boxes that compute least (`work`) for its block sizes."""
-    return min(_in_boxes(mask, config), key=lambda c: work(mask, c.q_tile, c.kv_tile))
+    return box_config(*_best_boxes(mask, config.block_m, config.block_n), config.num_warps, config.num_stages)
+
+
+@lru_cache(maxsize=256)
+def _best_boxes(mask: Neighborhood, block_m: int, block_n: int) -> tuple[Shape, Shape]:
+    return min(product(_fitting(mask, block_m), _fitting(mask, block_n)), key=lambda boxes: work(mask, *boxes))
 
 
 def tile_shape(mask: Neighborhood, block: int) -> Shape:
