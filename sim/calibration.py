@@ -83,7 +83,7 @@ def fit(
     found = least_squares(
         residuals, start / scale, bounds=(low / scale, high / scale), loss="soft_l1", f_scale=SOFT, max_nfev=40, x_scale=1.0
     )
-    values = found.x * scale
+    values = np.where(found.x * scale < low + 1e-6 * (high - low), low, found.x * scale)
     fitted = with_constants(family, names, values)
     covariance = np.linalg.pinv(found.jac.T @ found.jac) * max(2.0 * found.cost / max(len(found.fun), 1), 1e-9)
     after = np.abs(np.expm1(_log_errors(held, fitted)))
