@@ -188,15 +188,17 @@ class Family:
         if foreign and additions(framework):
             values |= {name: NEUTRAL[name] for name in ADDED} | dict(added(framework, self.name, arch.name, phase, dtypes))
         merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
-        widen = _widening(steps, foreign)
+        devices = fit.fitted_on.rsplit(" rows of ", 1)[-1].split(", ")
+        widen = _widening(steps, foreign, gpu.name not in devices)
         for name in ("interval", "interval_slack"):
             if name in merged:
                 merged[name] = replace(merged[name], value=merged[name].value * widen)
         note = f"constants of {self.name} fitted for {fit.architecture} {fit.phase} {'/'.join(fit.dtypes)} on {fit.fitted_on}"
         if sum(steps):
             note += f"; none for {arch.name} {phase} {dtype}/{kv_dtype}, interval widened x{widen:g}"
-        elif foreign:
-            note += f"; not with {framework}, interval widened x{widen:g}"
+        elif widen > 1.0:
+            other = f"not with {framework}" if foreign else f"not on {gpu.name}"
+            note += f"; {other}, interval widened x{widen:g}"
         return replace(self, constants={**self.constants, **merged}), note
 
     def tile(self, head_dim: int, rows: int) -> Tile:
@@ -228,9 +230,12 @@ def _distance(
     return 2 * (fit.phase != phase), int(not same), int(fit.dtypes != dtypes), foreign, steps
 
 
-def _widening(steps: list[int], foreign: int) -> float:
-    """Factor on the interval away from where the constants were fitted."""
-    return 1.0 + 0.75 * sum(steps) + 0.5 * foreign
+def _widening(steps: list[int], foreign: int, unseen: bool) -> float:
+    """Factor on the interval away from where the constants were fitted: another phase, architecture, pair of dtypes or
+    framework, or another device of the same architecture. Set so that devices left out are covered about as often."""
+    phase, architecture, dtypes = steps
+    apart = 0.75 * phase + 1.5 * architecture + 0.75 * dtypes + 0.75 * foreign
+    return 1.0 + max(apart, 0.25 * unseen)
 
 
 @cache
