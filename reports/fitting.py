@@ -144,7 +144,8 @@ def framework_text(framework: str, family: str, old: Sequence[Addition], new: Se
              f"name: {framework}", "additions:"]  # fmt: skip
     for a in (entries[key] for key in sorted(entries)):
         lines += [f"  - family: {a.family}", f"    architecture: {a.architecture}", f"    phase: {a.phase}",
-                  f"    dtypes: [{', '.join(a.dtypes)}]", f'    fitted_on: "{a.fitted_on}"', "    constants:" + (" {}" if not a.constants else "")]  # fmt: skip
+                  f"    dtypes: [{', '.join(a.dtypes)}]", f'    fitted_on: "{a.fitted_on}"',
+                  "    constants:" + ("" if a.constants else " {}")]  # fmt: skip
         lines += [f"      {name}: {_number(value)}" for name, value in a.constants.items()]
     return "\n".join(lines) + "\n"
 

@@ -98,7 +98,8 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     swept = [_tile(sweep, at, cases, gpu, family) for sweep in work.sweeps]
     rounds = [np.maximum(t.alone, resident * t.widest) for t in swept]
     per_tile = sum(rounds, ZERO) + family.constant("tile_cycles") * len(swept)
-    mask_ops: Array = cases.mask_ops + family.constant("mask_per_score") + np.where(cases.windowed, family.constant("window_per_score"), 0.0)
+    edges = np.where(cases.windowed, family.constant("window_per_score"), 0.0)
+    mask_ops: Array = cases.mask_ops + family.constant("mask_per_score") + edges
     masked = mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * resident
     fixed = family.constant("block_cycles") + resident * _block_cycles(work, at, cases, gpu, family)
 
@@ -111,7 +112,8 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     )
     total = np.clip(total, count * shortest, count * longest)
     cycles = makespan(count, total, longest, shortest, slots, cases.persistent)
-    idle = family.constant("exit_cycles") * tiles.blocks * cases.idle_parts + family.constant("skip_cycles") * cases.passed_tiles
+    idle = family.constant("exit_cycles") * tiles.blocks * cases.idle_parts
+    idle = idle + family.constant("skip_cycles") * cases.passed_tiles
     cycles = cycles + idle * replicas / slots
     return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, longest, slots)
 
