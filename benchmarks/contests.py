@@ -76,7 +76,7 @@ class Contest:
             return Workload.attention(
                 batch=sizes["b"], heads=sizes["h"], kv_heads=sizes["g"], seq_q=sizes["m"], seq_kv=sizes["n"],
                 head_dim=sizes["e"], value_dim=sizes["f"], dtype=told["dtype"], mask=told.get("mask"),
-                bias=told.get("bias", ()), phase=told["phase"], cache=told["cache"],
+                bias=told.get("bias", ()), phase=told["phase"], cache=told["cache"], cascade=told["cascade"],
             ).key  # fmt: skip
         except (ImportError, ValueError):
             return ""

@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import contest_attention
+import contest_decode
 import contest_flashbias
 import contest_gna
+import contest_sigmoid
 from contests import Bar, Call, Contest, Round
 
 from einsight.kernels.catalog import KERNELS
@@ -34,7 +36,7 @@ from einsight.kernels.spaces import LIMITS, Config
 from einsight.tuner.measure import NoGpuError, Policy, environment, now, time_call, time_calls, under_load
 from einsight.tuner.record import Environment, Measurement, Status, append
 
-MODULES = (contest_attention, contest_flashbias, contest_gna)
+MODULES = (contest_attention, contest_flashbias, contest_gna, contest_decode, contest_sigmoid)
 """Where the contests are: a kernel joins with one module that has a function `contests`."""
 RECORDS = Path(__file__).parents[1] / "reports" / "records"
 CHOOSE = Policy(cache="warm", warmup_s=0.01, budget_s=0.05, min_samples=7, max_samples=50)
