@@ -27,6 +27,7 @@ import contest_attention
 import contest_decode
 import contest_flashbias
 import contest_gna
+import contest_linear
 import contest_sigmoid
 from contests import Bar, Call, Contest, Round
 
@@ -36,7 +37,7 @@ from einsight.kernels.spaces import LIMITS, Config
 from einsight.tuner.measure import NoGpuError, Policy, environment, now, time_call, time_calls, under_load
 from einsight.tuner.record import Environment, Measurement, Status, append
 
-MODULES = (contest_attention, contest_flashbias, contest_gna, contest_decode, contest_sigmoid)
+MODULES = (contest_attention, contest_flashbias, contest_gna, contest_decode, contest_sigmoid, contest_linear)
 """Where the contests are: a kernel joins with one module that has a function `contests`."""
 RECORDS = Path(__file__).parents[1] / "reports" / "records"
 CHOOSE = Policy(cache="warm", warmup_s=0.01, budget_s=0.05, min_samples=7, max_samples=50)

@@ -36,7 +36,20 @@ def test_a_small_round(monkeypatch: pytest.MonkeyPatch, device: str, name: str) 
     assert given.context
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", ["decay", "gates"])
+def test_a_small_round_of_linear_attention(monkeypatch: pytest.MonkeyPatch, device: str, kind: str) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(importlib.import_module("contests"), "DEVICE", device)
+    module = importlib.import_module("contest_linear")
+    made = module.contest(module.Case("small", kind, (1, 2, 128, 32, 32), "float16"))
+    given = made.setup()
+    for call in (given.ours(Config(32, 32, 4, 1)), *given.rivals.values()):
+        (got,) = call()
+        assert largest_error(got, given.exact[0]) <= given.allowed[0]
+    assert made.key == ""  # nothing predicts it
+
+
+@pytest.mark.parametrize("name", [*CASES, "contest_linear"])
 def test_every_contest_has_builds_and_requests(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     for contest in importlib.import_module(name).contests():
