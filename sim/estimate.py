@@ -162,7 +162,10 @@ def _split_choice(
     keys = np.minimum(longest * block_n, sizes[KEY])
     wide = head_dim(plan, sizes)
     prefill, decode = (
-        choose_splits(family.split[phase], blocks, sizes["B"], longest, keys, gpu.sms.value, resident, wide)
+        np.where(
+            (pack & (sizes["J"] > 1.0)) | (not family.split[phase].packed_only),
+            choose_splits(family.split[phase], blocks, sizes["B"], longest, keys, gpu.sms.value, resident, wide), 1.0,
+        )
         for phase in ("prefill", "decode")
     )
     return np.where(sizes[QUERY] <= 1.0, decode, prefill)  # a prefill of one token takes the decode path

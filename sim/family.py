@@ -97,6 +97,7 @@ class SplitRule:
     fill        `waves` waves of parts, none shorter than `min_keys` or, times the head dimension, than `min_elements`;
                 a wave is one block per resident slot, or per SM (`fills`)
     logarithmic as many parts as SMs, times log2(keys / `min_keys`), at most `most` (SGLang's Triton kernels)
+    packed_only any rule: only where several query heads share a block's rows (FlashAttention-2 splits no other decode)
     fixed       `most` parts for grids of up to `blocks_up_to` blocks (vLLM's Triton kernel)
     """
 
@@ -108,6 +109,7 @@ class SplitRule:
     fills: str = "slots"
     most: int = 1
     blocks_up_to: int = 0
+    packed_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,14 +327,15 @@ def _tile(item: Item) -> Tile:
 
 
 def _split(item: Item) -> SplitRule:
-    keys = ("min_tiles", "min_keys", "waves", "min_elements", "fills", "most", "blocks_up_to")
+    keys = ("min_tiles", "min_keys", "waves", "min_elements", "fills", "most", "blocks_up_to", "packed_only")
     t = item.table(required=("rule",), optional=keys)
     rule = t["rule"].choice(("none", "efficiency", "balanced", "fill", "logarithmic", "fixed"))
     tiles, least, waves = (t[k].integer(1) if k in t else 1 for k in ("min_tiles", "min_keys", "waves"))
     elements = t["min_elements"].integer(1) if "min_elements" in t else 0
     fills = t["fills"].choice(("slots", "sms")) if "fills" in t else "slots"
     most, blocks = (t[k].integer(1) if k in t else 1 for k in ("most", "blocks_up_to"))
-    return SplitRule(rule, tiles, least, waves, elements, fills, most, blocks)
+    packed = t["packed_only"].boolean() if "packed_only" in t else False
+    return SplitRule(rule, tiles, least, waves, elements, fills, most, blocks, packed)
 
 
 def _constants(item: Item) -> Mapping[str, Quantity]:
