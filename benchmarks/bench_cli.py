@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+
 REPEATS = 7
 SIMULATE = "simulate --cascade one_pass --heads 32 --seq 8192 --head-dim 128 --target h100-sxm"
 BARS_S = {"--help": 0.3, "simulate --help": 1.0, SIMULATE: 1.0}

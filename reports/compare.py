@@ -191,7 +191,8 @@ def parts(measured: Measured, target: str | None = None, family: str | None = No
         named = np.full(len(index), family or "", dtype=NAME)
         if family is None:
             sizes = some.heads_q, some.heads_kv, some.head_dim, some.batch, some.seq_kv
-            named = family_for(first["kernel"], first["framework"], first["phase"], gpu, *sizes, str(element_type(first["kv_dtype"])))
+            cached = str(element_type(first["kv_dtype"]))
+            named = family_for(first["kernel"], first["framework"], first["phase"], gpu, *sizes, cached)
         for name in np.unique(named).tolist():
             yield Part(index[named == name], gpu, name, "" if name else _unknown_kernel(first, gpu))
 
