@@ -61,6 +61,8 @@ def build_cases(
     names = sorted(sizes)
     full = dict(zip(names, np.broadcast_arrays(*(np.asarray(sizes[n], dtype=np.float64) for n in names)), strict=True))
     notes: list[str] = []
+    if mask.gna is not None:
+        notes.append("tokens tiled in their own order, as a kernel without permutation; `einsight gna` predicts permuted tiles")
     family, dtype = family.for_products(gpu, plan.dtype, plan.kv_dtype)
     windowed = mask.window is not None
     pack = _packed(full, family, mapping, windowed)

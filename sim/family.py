@@ -14,7 +14,17 @@ from pathlib import Path
 
 from einsight.sim import strict_yaml
 from einsight.sim.framework import ADDED, added, additions
-from einsight.sim.hardware import DTYPES, INSTRUCTIONS, KINDS, PHASES, Architecture, Gpu, Quantity
+from einsight.sim.hardware import (
+    DTYPES,
+    INSTRUCTIONS,
+    KINDS,
+    PHASES,
+    PROFILES,
+    Architecture,
+    Gpu,
+    Quantity,
+    load_architecture,
+)
 from einsight.sim.schedule import SCHEDULES
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
 
@@ -35,7 +45,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "combine_s": Constant("s", 0.0, 1.5e-5, "launch of the kernel that merges the parts of a split run"),
     "split_s": Constant("s", 0.0, 3e-7, "merging, per part"),
     "mma_efficiency": Constant("", 0.03, 1.0, "share of the tensor cores' issue slots that dependent products can fill"),
-    "unhidden": Constant("", 0.0, 1.0, "share of the smaller resources' cycles that the largest does not hide"),
+    "unhidden": Constant("", 0.005, 1.0, "share of the smaller resources' cycles that the largest does not hide"),
     "unhidden_memory": Constant("", 0.0, 1.0, "share of the smaller of compute and memory time that is not hidden"),
     "vector_per_score": Constant("op", 0.0, 12.0, "fp32-pipe operations per score beside the cascade's (conversions)"),
     "mask_per_score": Constant("op", 0.0, 16.0, "fp32-pipe operations per score of a masked tile beside the mask's own"),
@@ -225,11 +235,19 @@ class Family:
 def _distance(
     fit: Fit, arch: Architecture, phase: str, dtypes: tuple[str, str], framework: str
 ) -> tuple[int, int, int, int, float]:
-    """How far a fit is from what is asked: other phase, architecture, dtypes, framework, steps of compute capability."""
-    same = fit.architecture == arch.name
-    steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - float(arch.compute_capability)) if not same else 0.0
+    """How far a fit is from what is asked: other phase; other architecture (1), with other instructions (2); other dtypes;
+    other framework; steps of compute capability."""
+    apart = 0 if fit.architecture == arch.name else 1 if _instructions(fit.architecture) == arch.instructions else 2
+    steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - float(arch.compute_capability)) if apart else 0.0
     foreign = int(bool(framework) and fit.framework != framework)
-    return 2 * (fit.phase != phase), int(not same), int(fit.dtypes != dtypes), foreign, steps
+    return 2 * (fit.phase != phase), apart, int(fit.dtypes != dtypes), foreign, steps
+
+
+@cache
+def _instructions(architecture: str) -> str:
+    """Matrix instructions of an architecture by name; nothing for one without a file."""
+    path = PROFILES / "architectures" / f"{architecture}.yaml"
+    return load_architecture(path).instructions if path.is_file() else ""
 
 
 def _widening(steps: list[int], foreign: int, unseen: bool) -> float:
