@@ -2,7 +2,8 @@
 
     python benchmarks/accuracy_table.py [FOLDER of .csv.gz tables]
 
-Writes between the marks of docs/accuracy.md. Three views of every (device, framework, phase) group:
+Writes between the marks of docs/accuracy.md, the summary into README.md too. Three views of every group
+(device, framework, phase):
 
 held out        the half of the rows that no fit saw, under the shipped fits
 device unseen   every row, under families without any fit of the device's architecture
@@ -32,7 +33,7 @@ from einsight.sim.hardware import find_device, load_gpu
 from einsight.sim.kernel_names import framework_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "accuracy.md"
+PAGE, README = ROOT / "docs" / "accuracy.md", ROOT / "README.md"
 REFERENCE = Path(os.environ.get("EINSIGHT_REFERENCE", ROOT.parent / "shared" / "reference")) / "measured"
 KINDS = ("16 bit", "sliding window", "fp8")
 BARS = {
@@ -59,6 +60,7 @@ def main() -> int:
     for name, block in (("groups", _table(table)), ("clusters", _clusters(joined(shipped))), ("summary", _summary(shipped))):
         text = _between(text, name, block)
     PAGE.write_text(text, encoding="utf-8")
+    README.write_text(_between(README.read_text(encoding="utf-8"), "summary", _summary(shipped)), encoding="utf-8")
     return 0
 
 
@@ -190,7 +192,7 @@ def _between(text: str, name: str, block: str) -> str:
     head, _, rest = text.partition(begin)
     _, found, tail = rest.partition(end)
     if not found:
-        raise SystemExit(f"{PAGE}: no marks '{begin.strip()}' and '{end}'")
+        raise SystemExit(f"no marks '{begin.strip()}' and '{end}'")
     return f"{head}{begin}{block}\n{found}{tail}"
 
 

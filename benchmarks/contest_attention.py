@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from attention_cases import Case
 from contests import Bar, Call, Contest, Round, compiled_flex, names_of_config, normal, sdpa
+from sweep_cases import Case
 
 from einsight.kernels.catalog import KERNELS
 from einsight.kernels.resources import Request

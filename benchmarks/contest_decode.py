@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from attention_cases import Case
 from contest_attention import inputs, judge
 from contests import Bar, Call, Contest, Round, compiled_flex, names_of_config, sdpa
+from sweep_cases import Case
 
 from einsight.kernels.catalog import KERNELS
 from einsight.kernels.decode_space import decode_configurations

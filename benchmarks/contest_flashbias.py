@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from attention_cases import Case
 from contest_attention import flex, inputs, judge
 from contests import Bar, Call, Contest, Round, names_of_config, normal, sdpa
+from sweep_cases import Case
 
 from einsight.kernels.catalog import KERNELS
 from einsight.kernels.resources import Request

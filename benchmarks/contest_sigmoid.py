@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from attention_cases import Case
 from contest_attention import inputs
 from contests import Bar, Call, Contest, Round, names_of_config
+from sweep_cases import Case
 
 from einsight.kernels.catalog import KERNELS
 from einsight.kernels.resources import Request

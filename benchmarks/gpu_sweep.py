@@ -24,7 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from attention_cases import CHECKED, KERNEL, SWEPT, Case, baselines, judge, tensors
+from sweep_cases import CHECKED, KERNEL, SWEPT, Case, baselines, judge, tensors
 
 from einsight.kernels.resources import Estimate, compile_offline, source_hash
 from einsight.kernels.spaces import ATTENTION, LIMITS, Config, configurations, default_config, excluded

@@ -168,6 +168,15 @@ class Cascade:
     computes: str = ""
     paper: str = ""
     stable: bool = True
+    _hash: int = field(default=0, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """A cascade is the key of every analysis' cache: its hash is computed once."""
+        parts = (self.name, self.ranks, self.inputs, self.outputs, self.statements, self.lets, self.marks, self.extends)
+        object.__setattr__(self, "_hash", hash((*parts, self.reads, self.computes, self.paper, self.stable)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def einsums(self) -> tuple[Einsum, ...]:

@@ -134,11 +134,11 @@ def load_hardware(name_or_path: str | Path) -> Gpu | Array:
     """
     path = Path(name_or_path)
     if path.suffix != ".yaml":
-        path = PROFILES / f"{name_or_path}.yaml"
-        if str(name_or_path) not in names():
-            hint = strict_yaml.did_you_mean(str(name_or_path), names())
-            known = f"a .yaml file or one of: {', '.join(names())}"
-            raise SpecError("hardware", 0, "", f'"{name_or_path}"', known, hint)
+        if name_or_path in names():
+            return _load(PROFILES / f"{name_or_path}.yaml")
+        hint = strict_yaml.did_you_mean(str(name_or_path), names())
+        known = f"a .yaml file or one of: {', '.join(names())}"
+        raise SpecError("hardware", 0, "", f'"{name_or_path}"', known, hint)
     return _load(path.resolve())
 
 

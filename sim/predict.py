@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping as MappingType
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from einsight.sim.mask import DENSE, Mask
 from einsight.sim.mask_pairs import live_points
 from einsight.sim.mask_predicate import predicate
 from einsight.sim.plan import Plan, plan
-from einsight.sim.prediction import Bound, Prediction
+from einsight.sim.prediction import Bound, Later, Prediction
 from einsight.sim.units import format_si
 from einsight.sim.work import KEY, QUERY
 from einsight.sim.workload import Workload
@@ -53,7 +53,7 @@ def predict(workload: Workload, target: str, family: str | None = None, mapping:
         return predict_array(workload, load_array(name), family or chosen)
     gpu = load_gpu(name)
     fam, made, note = family_on(workload, gpu, family or chosen or workload.family or gpu.family[workload.phase])
-    return _worded(workload, gpu, name, fam, made, estimate_of(workload, gpu, fam, mapping), note)
+    return _worded(workload, gpu, name, fam, made, estimate_of(workload, gpu, fam, mapping, made), note)
 
 
 def family_on(workload: Workload, gpu: Gpu, name: str) -> tuple[Family, Plan, str]:
@@ -104,11 +104,13 @@ def _state(name_or_path: str) -> int:
         return 0
 
 
-def estimate_of(workload: Workload, gpu: Gpu, family: Family, mapping: Mapping | None = None) -> Estimate:
-    """The estimate at the workload's own sizes: arrays of length one."""
+def estimate_of(
+    workload: Workload, gpu: Gpu, family: Family, mapping: Mapping | None = None, made: Plan | None = None
+) -> Estimate:
+    """The estimate at the workload's own sizes: arrays of length one. `made`: the plan, where it is known already."""
     sizes = {name: np.array([float(value)]) for name, value in workload.rank_sizes.items()}
     mask = workload.canonical_mask
-    return estimate(plan_of(workload, family), mask, sizes, workload.cache == "warm", gpu, family, mapping)
+    return estimate(made or plan_of(workload, family), mask, sizes, workload.cache == "warm", gpu, family, mapping)
 
 
 def _worded(
@@ -135,7 +137,7 @@ def _worded(
         bytes_by_memory=_traffic(found),
         passes=made.passes.passes,
         peak_flops_per_s=gpu.tensor_flops_per_s(made.dtype),
-        speedup=speedups(workload, gpu, profile, time),
+        speedup=Later(partial(speedups, workload, gpu, profile, time)),
         mapping=mapping_of(found.cases, 0, family, family.fuses).as_json(),
         assumptions=_assumptions(gpu, family, made, found, note),
         energy_pj=gpu.tdp_w.value * time * 1e12,
@@ -193,8 +195,8 @@ def speedups(workload: Workload, gpu: Gpu, profile: str, time: float) -> dict[st
 @lru_cache(maxsize=4096)
 def _baseline(workload: Workload, target: str, family: str) -> float:
     gpu = load_gpu(target)
-    fam, _, _ = family_on(workload, gpu, family)
-    return float(estimate_of(workload, gpu, fam).time_s[0])
+    fam, made, _ = family_on(workload, gpu, family)
+    return float(estimate_of(workload, gpu, fam, None, made).time_s[0])
 
 
 # -- words -----------------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from einsight.sim.units import format_si, format_time
@@ -21,6 +22,26 @@ class Bound:
 
     def as_json(self) -> dict[str, Any]:
         return {"name": self.name, "time_s": self.time_s, "because": self.because}
+
+
+class Later(Mapping[str, float]):
+    """A mapping that is computed when first read: what an answer may show but most callers never ask for."""
+
+    def __init__(self, make: Callable[[], Mapping[str, float]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Mapping[str, float]:
+        return self._make()
+
+    def __getitem__(self, key: str) -> float:
+        return self._made[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 @dataclass(frozen=True, slots=True)

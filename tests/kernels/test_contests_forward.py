@@ -26,7 +26,7 @@ CASES: dict[str, tuple[dict[str, Any], Config]] = {
 def test_a_small_round(monkeypatch: pytest.MonkeyPatch, device: str, name: str) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(importlib.import_module("contests"), "DEVICE", device)
-    module, case = importlib.import_module(name), importlib.import_module("attention_cases").Case
+    module, case = importlib.import_module(name), importlib.import_module("sweep_cases").Case
     about, config = CASES[name]
     given = module.contest(case("small", dtype="float16", **about)).setup()
     rivals = {n: call for n, call in given.rivals.items() if not n.startswith("sdpa")}  # CPU builds of torch lack them

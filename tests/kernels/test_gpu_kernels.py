@@ -50,7 +50,7 @@ def test_the_dry_run_shows_contests_builds_and_bars() -> None:
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch, device: str) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    names = ("contests", "contest_attention", "contest_flashbias", "attention_cases", "gpu_kernels")
+    names = ("contests", "contest_attention", "contest_flashbias", "sweep_cases", "gpu_kernels")
     found = {name: importlib.import_module(name) for name in names}
     monkeypatch.setattr(found["contests"], "DEVICE", device)
     monkeypatch.setattr(found["contest_attention"], "BACKWARD_CONFIGS", (SMALL,))
@@ -59,7 +59,7 @@ def modules(monkeypatch: pytest.MonkeyPatch, device: str) -> dict[str, ModuleTyp
 
 def small(modules: dict[str, ModuleType]) -> list[Any]:
     """A contest of every kind, on problems that the interpreter can take, with one build each."""
-    case = modules["attention_cases"].Case("small", (1, 2, 1, 60, 60, 32, 32), dtype="float16", causal=True)
+    case = modules["sweep_cases"].Case("small", (1, 2, 1, 60, 60, 32, 32), dtype="float16", causal=True)
     bar = modules["contests"].Bar
     made = [
         modules["contest_attention"].forward(case, (bar("flex", 1e-9),)),

@@ -48,7 +48,7 @@ def test_the_dry_run_shows_the_plan(script: str, shown: str) -> None:
 def sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str) -> ModuleType:
     """The sweep with two small problems, three builds, the interpreter as device and a clock that counts calls."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    cases, module = importlib.import_module("attention_cases"), importlib.import_module("gpu_sweep")
+    cases, module = importlib.import_module("sweep_cases"), importlib.import_module("gpu_sweep")
     small = cases.Case("small", (1, 2, 1, 70, 70, 32, 32), dtype="float16", causal=True)
     builds = tuple(module.Config(64, 32, 4, stages) for stages in (1, 2, 3))
     ticks = iter(range(1, 10_000))

@@ -223,8 +223,8 @@ def test_kills_at_any_moment_lose_nothing_and_repeat_nothing(tmp_path: Path) -> 
             time.sleep(0.01)
         child.kill()
         child.wait()
-    before = record.read_bytes().count(b"\n")
-    assert before >= 20
+    before = len(configurations(record))  # a line cut by a kill ends in a newline too, and holds nothing
+    assert before >= 18
     subprocess.run(command(space, record, before + 15, seed=9), check=True, stdout=subprocess.DEVNULL)
     found = configurations(record)
     assert len(found) == len(set(found)) == before + 15
