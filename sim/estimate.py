@@ -113,7 +113,7 @@ def _sharing(
     plan: Plan, sizes: MappingType[str, Array], query_rows: Array, family: Family, mapping: Mapping | None
 ) -> Array | float:
     """Blocks that load each key tile together; a given mapping has no clusters."""
-    if mapping is not None:
+    if mapping is not None or all(t.shared_by == 1 for t in family.tiles):
         return 1.0
     line = tile_lines(family, np.broadcast_to(head_dim(plan, sizes), query_rows.shape), query_rows)
     return np.array([t.shared_by for t in family.tiles], dtype=np.float64)[line]
@@ -163,14 +163,16 @@ def _split_choice(
     longest = tiles.longest if family.window_split_by == "window" else np.ceil(sizes[KEY] / block_n)
     keys = np.minimum(longest * block_n, sizes[KEY])
     wide = head_dim(plan, sizes)
-    prefill, decode = (
-        np.where(
-            (pack & (sizes["J"] > 1.0)) | (not family.split[phase].packed_only),
-            choose_splits(family.split[phase], blocks, sizes["B"], longest, keys, gpu.sms.value, resident, wide), 1.0,
-        )
-        for phase in ("prefill", "decode")
-    )
-    return np.where(sizes[QUERY] <= 1.0, decode, prefill)  # a prefill of one token takes the decode path
+
+    def parts(phase: str) -> Array:
+        rule = family.split[phase]
+        chosen = choose_splits(rule, blocks, sizes["B"], longest, keys, gpu.sms.value, resident, wide)
+        return np.where((pack & (sizes["J"] > 1.0)) | (not rule.packed_only), chosen, 1.0)
+
+    single = sizes[QUERY] <= 1.0  # a prefill of one token takes the decode path
+    if single.all() or not single.any():
+        return parts("decode" if single.all() else "prefill")
+    return np.where(single, parts("decode"), parts("prefill"))
 
 
 def mapping_of(cases: Cases, index: int, family: Family, fused: bool) -> Mapping:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from einsight.sim import strict_yaml
 from einsight.sim.framework import ADDED, added, additions
@@ -20,7 +21,6 @@ from einsight.sim.hardware import (
     KINDS,
     PHASES,
     PROFILES,
-    Architecture,
     Gpu,
     Quantity,
     load_architecture,
@@ -138,6 +138,15 @@ class Fit:
     framework: str = ""  # whose table it was fitted on, without the version
 
 
+class Ground(NamedTuple):
+    """What of a GPU decides which fit is nearest."""
+
+    name: str  # of the architecture
+    compute_capability: str
+    instructions: str
+    device: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Family:
     """A kernel family.
@@ -193,7 +202,13 @@ class Family:
         """
         if not self.fits:
             return self, ""
-        arch, dtypes = gpu.architecture, (dtype, kv_dtype)
+        arch = gpu.architecture
+        ground = Ground(arch.name, arch.compute_capability, arch.instructions, gpu.name)
+        return self._on(ground, phase, dtype, kv_dtype, framework)
+
+    @lru_cache(maxsize=4096)  # noqa: B019  (families are loaded once and stay)
+    def _on(self, arch: Ground, phase: str, dtype: str, kv_dtype: str, framework: str) -> tuple[Family, str]:
+        dtypes = dtype, kv_dtype
         ranked = sorted(self.fits, key=lambda f: _distance(f, arch, phase, dtypes, framework))
         fit, (*steps, foreign, _) = ranked[0], _distance(ranked[0], arch, phase, dtypes, framework)
         values = {**added(fit.framework, self.name, fit.architecture, phase, dtypes), **fit.constants}
@@ -201,7 +216,7 @@ class Family:
             values |= {name: NEUTRAL[name] for name in ADDED} | dict(added(framework, self.name, arch.name, phase, dtypes))
         merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
         devices = fit.fitted_on.rsplit(" rows of ", 1)[-1].split(", ")
-        widen = _widening(steps, foreign, gpu.name not in devices)
+        widen = _widening(steps, foreign, arch.device not in devices)
         for name in ("interval", "interval_slack"):
             if name in merged:
                 merged[name] = replace(merged[name], value=merged[name].value * widen)
@@ -209,7 +224,7 @@ class Family:
         if sum(steps):
             note += f"; none for {arch.name} {phase} {dtype}/{kv_dtype}, interval widened x{widen:g}"
         elif widen > 1.0:
-            other = f"not with {framework}" if foreign else f"not on {gpu.name}"
+            other = f"not with {framework}" if foreign else f"not on {arch.device}"
             note += f"; {other}, interval widened x{widen:g}"
         return replace(self, constants={**self.constants, **merged}), note
 
@@ -233,7 +248,7 @@ class Family:
 
 
 def _distance(
-    fit: Fit, arch: Architecture, phase: str, dtypes: tuple[str, str], framework: str
+    fit: Fit, arch: Ground, phase: str, dtypes: tuple[str, str], framework: str
 ) -> tuple[int, int, int, int, float]:
     """How far a fit is from what is asked: other phase; other architecture (1), with other instructions (2); other dtypes;
     other framework; steps of compute capability."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from einsight.sim.mask import Mask
 from einsight.sim.schedule import Array
-from einsight.sim.tiles import Ints, average_tiles, tile_histogram
+from einsight.sim.tiles import Ints, average_tiles, band_blocks, has_band, tile_histogram
 
+SHORT = 4096
+"""Up to this many blocks of rows are simply listed; merging equal ones pays off beyond."""
 FEW = 32
 """Up to this many cases every block of every case is counted; longer sweeps over band masks take evenly spaced blocks."""
 
@@ -50,6 +53,9 @@ def grid_of(mask: Mask, m: Array, n: Array, block_m: Array, block_n: Array, pack
 def _each(mask: Mask, cases: Ints) -> Tiles:
     rows, exact = [], True
     for m, n, block_m, block_n, pack in cases.tolist():
+        if has_band(mask) and m * pack <= SHORT * block_m:
+            rows.append(_summary(*band_blocks(mask, m, n, block_m, block_n, pack)))
+            continue
         h = tile_histogram(mask, m, n, block_m, block_n, pack)
         live = h.total > 0
         exact &= h.exact
@@ -60,6 +66,15 @@ def _each(mask: Mask, cases: Ints) -> Tiles:
         ))  # fmt: skip
     a, b, c, d, e, f, g = np.array(rows, dtype=np.float64).T
     return Tiles(a, b, c, d, e, f, g, exact)
+
+
+def _summary(total: Ints, masked: Ints) -> tuple[Any, ...]:
+    """The numbers of `Tiles` from every block's tiles."""
+    live = np.flatnonzero(total)
+    if not len(live):
+        return (0.0,) * 7
+    most, least = int(total.argmax()), int(live[total[live].argmin()])
+    return len(live), total.sum(), masked.sum(), total[most], masked[most], total[least], masked[least]
 
 
 def _many(mask: Mask, cases: Ints) -> Tiles:

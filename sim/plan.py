@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -85,10 +85,15 @@ def key_bytes(plan: Plan, sizes: Mapping[str, Array]) -> Array:
 
 def head_dim(plan: Plan, sizes: Mapping[str, Array]) -> Array:
     """The widest feature vector of a query or a key: what tile tables are indexed by."""
-    operands = {*plan.main.residents, *(t for s in plan.main.sweeps for t in s.streams)}
-    wide = (t for t in operands if len(_features(t)) == 1 and {QUERY, KEY} & set(t.ranks))
-    per_tensor = [elements(t, _unit(sizes)) for t in wide]
+    per_tensor = [elements(t, _unit(sizes)) for t in _vectors(plan)]
     return reduce(np.maximum, per_tensor, ONE)
+
+
+@lru_cache(maxsize=512)
+def _vectors(plan: Plan) -> tuple[Tensor, ...]:
+    """Operands of the main kernel with one feature vector per query or key."""
+    operands = dict.fromkeys((*plan.main.residents, *(t for s in plan.main.sweeps for t in s.streams)))
+    return tuple(t for t in operands if len(_features(t)) == 1 and {QUERY, KEY} & set(t.ranks))
 
 
 def _features(tensor: Tensor) -> list[str]:
@@ -104,10 +109,15 @@ def _unit(sizes: Mapping[str, Array]) -> dict[str, Array]:
 def mask_operations(mask: Mask, arch: Architecture) -> float:
     """fp32-pipe operations per score of a masked tile: the predicate's operators that depend on the key, the comparison
     with the end of the keys, and one select. The edge of a sliding window is applied in the same step as causality."""
+    return sum(arch.operators[k].get("vector", 0.0) for k in (*_mask_classes(mask), "cmp", "select"))
+
+
+@lru_cache(maxsize=1024)
+def _mask_classes(mask: Mask) -> tuple[str, ...]:
+    """Operator classes of the mask's predicate that are applied once per key."""
     where = predicate(mask if mask.gna or mask.blocks else Mask(tuple(r for r in mask.restrictions if r.kind == "causal")))
     applied = [n for n in walk(where) if isinstance(n, Apply) and KEY.lower() in variables(n)] if where else []
-    classes = [OPERATORS[n.op].klass for n in applied]
-    return sum(arch.operators[k].get("vector", 0.0) for k in (*classes, "cmp", "select") if k is not None)
+    return tuple(k for k in (OPERATORS[n.op].klass for n in applied) if k is not None)
 
 
 def _sum(values: object) -> Array:

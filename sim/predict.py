@@ -11,6 +11,7 @@ import numpy as np
 
 from einsight.einsum import library
 from einsight.einsum.compose import compose
+from einsight.einsum.counts import Count
 from einsight.einsum.expression import Expression
 from einsight.einsum.ir import Cascade
 from einsight.sim.estimate import Estimate, estimate, half_width, mapping_of
@@ -164,12 +165,36 @@ def operations(workload: Workload, made: Plan) -> tuple[float, dict[str, float]]
     sizes |= {f"{KEY}0": made_chunk(sizes[KEY]), f"{KEY}1": -(-sizes[KEY] // made_chunk(sizes[KEY]))}
     density = live_points(workload.mask, sizes[QUERY], sizes[KEY]) / (sizes[QUERY] * sizes[KEY])
     matmul, by_class = 0.0, dict[str, float]()
-    for entry in made.counts:
-        number = float(entry.formula.evaluate(sizes)) * (density if entry.einsum in made.pairs else 1.0)
+    for entry, terms in _terms(made):
+        number = _value(terms, sizes) if terms is not None else float(entry.formula.evaluate(sizes))
+        number *= density if entry.einsum in made.pairs else 1.0
         by_class[entry.klass] = by_class.get(entry.klass, 0.0) + number
         if entry.matmul:
             matmul += 2.0 * number
     return matmul, by_class
+
+
+Terms = tuple[tuple[int, tuple[str, ...]], ...]
+"""Coefficient and size symbols of every product of a formula."""
+
+
+@lru_cache(maxsize=512)
+def _terms(made: Plan) -> tuple[tuple[Count, Terms | None], ...]:
+    """Every count with its plain terms; None where a condition of the cascade's own needs its points counted."""
+    out = []
+    for entry in made.counts:
+        plain = tuple((c, tuple(str(f) for f, power in m for _ in range(power))) for m, c in entry.formula.terms)
+        out.append((entry, None if entry.formula.point_sets else plain))
+    return tuple(out)
+
+
+def _value(terms: Terms, sizes: MappingType[str, int]) -> float:
+    total = 0
+    for coefficient, symbols in terms:
+        for symbol in symbols:
+            coefficient *= sizes[symbol]
+        total += coefficient
+    return float(total)
 
 
 def made_chunk(keys: int) -> int:
@@ -240,7 +265,7 @@ def _reasons(found: Estimate, gpu: Gpu, family: Family, dtype: str):  # type: ig
 
 def _assumptions(gpu: Gpu, family: Family, made: Plan, found: Estimate, note: str) -> tuple[str, ...]:
     unfitted = [n for n, c in family.constants.items() if c.kind == "assumed"]
-    own = dict.fromkeys(c.einsum for c in made.counts if c.formula.point_sets)
+    own = dict.fromkeys(entry.einsum for entry, terms in _terms(made) if terms is None)
     notes = [f"conditions of the cascade's own do not skip tiles: {', '.join(own)}"] if own else []
     notes += [f"clock: boost, {gpu.boost_hz.text}, falling in long runs", *([note] if note else [])]
     if unfitted:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,14 @@ def tile_histogram(
     return _merge(total, masked, weight, len(picked) == number)
 
 
+def band_blocks(mask: Mask, m: int, n: int, block_m: int, block_n: int, pack: int) -> tuple[Ints, Ints]:
+    """(tiles, masked tiles) of every block of rows of one head, in order; masks made of intervals only."""
+    first, last = _rows_of(np.arange(-(-m * pack // block_m), dtype=np.int64), m, block_m, pack)
+    runs = _band_tiles(edges(mask, first, m, n), edges(mask, last, m, n), block_n)
+    total = runs.total
+    return total, total - runs.full_within(np.zeros_like(total), total)
+
+
 def average_tiles(
     mask: Mask | Sequence[Mask],
     m: Ints | int,
@@ -205,13 +214,17 @@ def edges(mask: Mask, query: Ints, m: Ints | int, n: Ints | int) -> Edges:
     if mask.gna is not None:
         low, high = group_of(mask.gna, 0).windows(query)
         return Edges(np.zeros_like(low), low, high)
-    intervals = Mask(tuple(r for r in mask.restrictions if not isinstance(r, Blocks)))
+    intervals = mask if mask.blocks is None else Mask(tuple(r for r in mask.restrictions if not isinstance(r, Blocks)))
     return _band_edges(_limits(intervals), query, m, n)
 
 
 def _limits(mask: Mask | Sequence[Mask]) -> tuple[Ints, Ints, Ints]:
     """Window, sink and prefix as columns, shape (cases, 1); absent ones as the value that changes nothing."""
-    masks = [mask] if isinstance(mask, Mask) else list(mask)
+    return _columns((mask,) if isinstance(mask, Mask) else tuple(mask))
+
+
+@lru_cache(maxsize=1024)
+def _columns(masks: tuple[Mask, ...]) -> tuple[Ints, Ints, Ints]:
     for each in masks:
         if each.gna is not None or each.blocks is not None:
             raise ValueError("average_tiles takes dense, causal, window, sink and prefix masks; use tile_histogram")

@@ -39,8 +39,10 @@ class Cache:
 
 def elements(tensor: Tensor, sizes: Mapping[str, Array]) -> Array:
     """Number of elements of the whole tensor."""
-    total: Array = ONE
-    for rank in tensor.ranks:
+    if not tensor.ranks:
+        return ONE
+    total = sizes[tensor.ranks[0]]
+    for rank in tensor.ranks[1:]:
         total = total * sizes[rank]
     return total
 
