@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def estimate(
 
 def half_width(found: Estimate, family: Family) -> Array:
     """Relative half width of each case's 90 % interval: the less of a time its largest bound explains, the wider."""
-    largest = np.max(np.stack(np.broadcast_arrays(*found.bounds_s.values())), axis=0)
+    largest = reduce(np.maximum, found.bounds_s.values())
     slack = 1.0 - np.minimum(largest / found.time_s, 1.0)
     return np.asarray(family.constant("interval") + family.constant("interval_slack") * slack)
 
@@ -59,7 +60,9 @@ def build_cases(
 ) -> tuple[Cases, tuple[str, ...]]:  # fmt: skip
     """Everything that varies, with the mapping by the family's rules where none is given; and notes about the choice."""
     names = sorted(sizes)
-    full = dict(zip(names, np.broadcast_arrays(*(np.asarray(sizes[n], dtype=np.float64) for n in names)), strict=True))
+    given = [np.asarray(sizes[n], dtype=np.float64) for n in names]
+    alike = all(a.shape == given[0].shape for a in given)
+    full = dict(zip(names, given if alike else np.broadcast_arrays(*given), strict=True))
     notes: list[str] = []
     if mask.gna is not None:
         notes.append("tokens tiled in their own order, as a kernel without permutation; `einsight gna` predicts permuted tiles")

@@ -71,13 +71,15 @@ def _in_matmul(cascade: Cascade, einsum: str) -> bool:
 def row_bytes(plan: Plan, sizes: Mapping[str, Array]) -> Array:
     """Bytes that one query row keeps on chip as operands of the main kernel."""
     kept = (t for t in plan.main.residents if QUERY in t.ranks)
-    return _sum(elements(t, _unit(sizes)) * plan.widths[t.name] for t in kept)
+    unit = _unit(sizes)
+    return _sum(elements(t, unit) * plan.widths[t.name] for t in kept)
 
 
 def key_bytes(plan: Plan, sizes: Mapping[str, Array]) -> Array:
     """Bytes that one key streams through shared memory in the widest sweep of the main kernel (0 without sweeps)."""
+    unit = _unit(sizes)
     per_sweep = [
-        _sum(elements(t, _unit(sizes)) * plan.widths[t.name] for t in s.streams if QUERY not in t.ranks)
+        _sum(elements(t, unit) * plan.widths[t.name] for t in s.streams if QUERY not in t.ranks)
         for s in plan.main.sweeps
     ]
     return reduce(np.maximum, per_sweep, ZERO)
@@ -85,7 +87,8 @@ def key_bytes(plan: Plan, sizes: Mapping[str, Array]) -> Array:
 
 def head_dim(plan: Plan, sizes: Mapping[str, Array]) -> Array:
     """The widest feature vector of a query or a key: what tile tables are indexed by."""
-    per_tensor = [elements(t, _unit(sizes)) for t in _vectors(plan)]
+    unit = _unit(sizes)
+    per_tensor = [elements(t, unit) for t in _vectors(plan)]
     return reduce(np.maximum, per_tensor, ONE)
 
 
@@ -100,10 +103,12 @@ def _features(tensor: Tensor) -> list[str]:
     return [r for r in tensor.ranks if r not in OUTER and r not in (QUERY, KEY)]
 
 
+POSITIONS = (*OUTER, QUERY, KEY, f"{QUERY}0", f"{QUERY}1", f"{KEY}0", f"{KEY}1")
+
+
 def _unit(sizes: Mapping[str, Array]) -> dict[str, Array]:
     """Sizes of one query, one key and one head."""
-    one = ONE
-    return {**sizes, **dict.fromkeys((*OUTER, QUERY, KEY, f"{QUERY}0", f"{QUERY}1", f"{KEY}0", f"{KEY}1"), one)}
+    return {**sizes, **dict.fromkeys(POSITIONS, ONE)}
 
 
 def mask_operations(mask: Mask, arch: Architecture) -> float:
