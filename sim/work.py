@@ -61,8 +61,16 @@ Costs = tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
 
 
 def costs_of(operators: Mapping[str, Mapping[str, float]]) -> Costs:
-    """The operator table of an architecture as a value."""
-    return tuple((klass, tuple(units.items())) for klass, units in operators.items())
+    """The operator table of an architecture as a value, the same object for the same table."""
+    known = _COSTS.get(id(operators))
+    if known is None or known[0] is not operators:
+        known = operators, tuple((klass, tuple(units.items())) for klass, units in operators.items())
+        _COSTS[id(operators)] = known
+    return known[1]
+
+
+_COSTS: dict[int, tuple[Mapping[str, Mapping[str, float]], Costs]] = {}
+"""By identity, since tables cannot be hashed; each entry keeps its table alive, so no identity is used twice."""
 
 
 @lru_cache(maxsize=4096)
