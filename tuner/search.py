@@ -229,6 +229,13 @@ class Search:
         """Configurations that are measured or being measured, by any worker."""
         return len(self._taken())
 
+    def surplus(self, asked: Asked, budget: int) -> bool:
+        """Whether other workers took the last of the budget at the same moment; the trial is then withdrawn."""
+        before = {row for row, t in self._rows(TrialState.COMPLETE, TrialState.RUNNING) if t.number < asked.trial.number}
+        if len(before) >= budget:
+            self.study.tell(asked.trial, state=TrialState.FAIL)
+        return len(before) >= budget
+
     @contextmanager
     def alive(self, asked: Collection[Asked]) -> Iterator[None]:
         """While inside, a thread tells the storage now and then that these configurations' worker lives."""

@@ -149,6 +149,8 @@ def _loop(
                 ended = "the budget is spent"
             elif (asked := search.ask()) is None:
                 ended = "every configuration is measured"
+            elif search.surplus(asked, budget):
+                continue
             elif _known_meanwhile(search, store, asked, outcome):
                 continue
             else:

@@ -174,7 +174,7 @@ def test_million_by_million_takes_no_time() -> None:
     live = points.count(ranges, where, sizes)
     tiles = points.count(ranges, where, sizes, ("n0",))
     rows = points.count(ranges, where, sizes, ("n1", "n0"))
-    assert time.perf_counter() - start < 0.2
+    assert time.perf_counter() - start < 5  # enumerating would take hours
     assert live == 777 * 778 // 2 + (n - 777) * 777
     assert rows == n
     assert tiles == sum(m // n0 - max(0, m - 776) // n0 + 1 for m in range(n))

@@ -38,9 +38,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, Config
     cache = tmp_path_factory.mktemp("builds")
     wanted = {(cc, config): request(config, cc) for cc in (80, 90, 100) for config in CONFIGS}
     answers = {id(r): e for r, e in compile_offline(wanted.values(), workers=2, cache=cache)}
-    begin = time.perf_counter()
-    again = dict(enumerate(e for _, e in compile_offline(wanted.values(), workers=1, cache=cache)))
-    assert time.perf_counter() - begin < 2.0 and len(again) == len(wanted)  # the second time nothing is compiled
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resources.subprocess, "Popen", None)  # the second time nothing is compiled
+        again = dict(enumerate(e for _, e in compile_offline(wanted.values(), workers=1, cache=cache)))
+    assert len(again) == len(wanted)
     return {name: answers[id(r)] for name, r in wanted.items()}
 
 
@@ -151,7 +152,7 @@ def test_a_hanging_and_an_aborting_compiler_are_survived(tmp_path: Path, monkeyp
     got = {id(r): e for r, e in compile_offline(order, workers=1, timeout_s=1.0)}
     assert [got[id(r)].status for r in order] == ["ok", "timeout", "compile_failed", "ok"]
     assert "after 1 s" in got[id(order[1])].reason and "134" in got[id(order[2])].reason
-    assert time.perf_counter() - begin < 20
+    assert time.perf_counter() - begin < 50  # the hanging one would take 60
 
 
 def test_closed_form_names_what_is_wrong() -> None:

@@ -218,7 +218,7 @@ def test_kills_at_any_moment_lose_nothing_and_repeat_nothing(tmp_path: Path) -> 
     space, record = slim(tmp_path / "t.json"), tmp_path / "r.jsonl"
     for k, after in enumerate((5, 20)):
         child = subprocess.Popen(command(space, record, 400, seed=k), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while (record.read_bytes().count(b"\n") if record.exists() else 0) < after and time.monotonic() < deadline:
             time.sleep(0.01)
         child.kill()
@@ -233,6 +233,6 @@ def test_kills_at_any_moment_lose_nothing_and_repeat_nothing(tmp_path: Path) -> 
 def test_two_processes_share_a_record(tmp_path: Path) -> None:
     space, record = slim(tmp_path / "t.json"), tmp_path / "r.jsonl"
     children = [subprocess.Popen(command(space, record, 40, seed), stdout=subprocess.DEVNULL) for seed in (1, 2)]
-    assert [child.wait(timeout=60) for child in children] == [0, 0]
+    assert [child.wait(timeout=240) for child in children] == [0, 0]
     found = configurations(record)
     assert len(found) == len(set(found)) == 40

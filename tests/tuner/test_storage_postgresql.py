@@ -69,14 +69,19 @@ from einsight.tuner.recorded import Outcome, Recorded
 from einsight.tuner.search import Search, open_study, sampler
 from einsight.tuner.store import Store, Subject
 from einsight.tuner.tune import tune
-url, seed, record, hang_at = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+url, seed, record, hanging = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
+
+taken = []
 
 class Device(Recorded):
     def measure(self, row, prepared=None):
         print(row, flush=True)
-        while sum(1 for _ in record.open()) >= hang_at if record.exists() else False:
-            time.sleep(1)
-        time.sleep(0.05)
+        taken.append(row)
+        if len(taken) == 3 and seed == 0:
+            hanging.write_text("its third measurement never ends")
+            time.sleep(600)
+        while len(taken) == 3 and not hanging.exists():  # the others leave it time to get there
+            time.sleep(0.05)
         return super().measure(row)
 
 outcomes = tuple(Outcome(Status.OK, (1e-3 * (1 + (a - 5) ** 2 + (b - 2) ** 2),)) for a, b in SPACE.points.tolist())
@@ -89,18 +94,20 @@ tune(search, device, Store(Subject("toy", {{}}, "nowhere"), record), BUDGET, sto
 def test_three_workers_share_a_study_and_one_may_die(database: str, tmp_path: Path) -> None:
     open_study("toy", database, sampler("random", SPACE, None, 0))  # the tables, once
     record = tmp_path / "r.jsonl"
+    hanging = tmp_path / "hanging"
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, database, str(seed), str(record), str(8 if seed == 0 else 10**6)],
+            [sys.executable, "-c", WORKER, database, str(seed), str(record), str(hanging)],
             stdout=subprocess.PIPE, text=True,
         )
         for seed in range(3)
     ]  # fmt: skip
-    deadline = time.monotonic() + 60
-    while (len(record.read_text().splitlines()) if record.exists() else 0) < 10 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    workers[0].kill()  # by now it hangs in a measurement
-    dead, *alive = [worker.communicate(timeout=60)[0].split() for worker in workers]
+    deadline = time.monotonic() + 120
+    while not hanging.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers[0].kill()  # in the middle of a measurement
+    dead, *alive = [worker.communicate(timeout=120)[0].split() for worker in workers]
+    assert len(dead) == 3
     assert [w.returncode for w in workers[1:]] == [0, 0]
     search = Search(open_study("toy", database, sampler("random", SPACE, None, 0)), SPACE)
     done = Counter(SPACE.row(eval_configuration(line)) for line in record.read_text().splitlines())
