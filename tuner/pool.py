@@ -5,7 +5,8 @@ Pure NumPy, deterministic given a seed; knows neither Optuna nor devices.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,24 @@ OWN, OWN_WITH_PRIOR = 0.01, 0.1  # expected share of single configurations' devi
 REFIT = 10  # measurements between two fits of the hyperparameters, at least; a tenth of what was seen, beyond 100
 ITERATIONS = 8  # of the optimiser in a fit, which starts where the last one ended
 ALIKE = 2  # of the first batch, at most this many that differ from a candidate in a single parameter
+TIED = 0.01  # predictions this close (of log time) say nothing about which is faster
 ONE_THREAD = ThreadpoolController()  # the matrices are small: a second BLAS thread costs more than it brings
+_ENDED = object()
 TRUST = 0.5  # weight, in observations, of the assumption that the prior's slope is 1
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """What the surrogate sees of a log time: (log time - offset [N] - centre) / scale; of a failure, the worst time."""
+
+    worst: float
+    offset: Floats
+    centre: float
+    scale: float
+
+    def of(self, row: int, log_time: float | None) -> float:
+        told = self.worst if log_time is None else min(log_time, self.worst)
+        return (told - float(self.offset[row]) - self.centre) / self.scale
 
 
 class Pool:
@@ -45,8 +62,8 @@ class Pool:
         self._seen: dict[int, float | None] = {}
         self._pending: set[int] = set()
         self._surrogate = Surrogate(coordinates if features is None else features, OWN if prior is None else OWN_WITH_PRIOR)
-        self._modelled: list[int] = []  # rows in the surrogate, in order; a pending one keeps its place without a value
-        self._believed: set[int] = set()
+        self._standard = Standard(0.0, np.zeros(self.size), 0.0, 1.0)
+        self._fit: Iterator[None] | None = None  # under way
         self._refit_at = 0
         self._first = self._first_batch(coordinates, np.random.default_rng(seed))
         self._rest = np.random.default_rng(seed + 1).permutation(self.size) if prior is None else np.argsort(prior)
@@ -56,14 +73,7 @@ class Pool:
         count = min(self.size, FIRST, max(FEWEST, self.size // 10))
         if self._prior is None:
             return [int(r) for r in random.choice(self.size, count, replace=False)]
-        chosen: list[int] = []
-        for row in np.argsort(self._prior, kind="stable"):
-            near = [c for c in chosen if np.count_nonzero(coordinates[c] != coordinates[row]) <= 1]
-            if len(near) < ALIKE:
-                chosen.append(int(row))
-            if len(chosen) == count:
-                break
-        return chosen
+        return spread_order(coordinates, self._prior, count)
 
     @property
     def seen(self) -> dict[int, float | None]:
@@ -103,37 +113,43 @@ class Pool:
         return row
 
     def _learn(self) -> None:
-        """Bring the surrogate up to date: a fit when enough is new, single additions otherwise."""
-        rows = [*self._seen]
-        stale = any(r in self._seen for r in self._believed) or not self._believed <= self._pending
-        if len(rows) >= self._refit_at or stale or not self._modelled:
-            fit_hyper = len(rows) >= self._refit_at
-            self._fit(np.array(rows, dtype=np.int64), ITERATIONS if fit_hyper else 0)
-            if fit_hyper:
-                self._refit_at = len(rows) + max(REFIT, len(rows) // 10)
-        known = set(self._modelled)
-        for row in (r for r in rows if r not in known):
-            self._surrogate.add(row, self._residual(row))
-            self._modelled.append(row)
-        for row in sorted(self._pending - self._believed):
-            self._surrogate.add(row, None)
-            self._believed.add(row)
-            self._modelled.append(row)
+        """Bring the surrogate up to date: a piece of a fit when enough is new, and what came since in single additions."""
+        if self._fit is None and len(self._seen) >= self._refit_at:
+            self._refit_at = len(self._seen) + max(REFIT, len(self._seen) // 10)
+            self._fit = self._fitting(ITERATIONS)
+        if not self._surrogate.rows or self._surrogate.full:
+            _to_the_end(self._fit or self._fitting(0))
+        if self._fit is not None and next(self._fit, _ENDED) is _ENDED:
+            self._fit = None
+        if not set(self._surrogate.pending) <= self._pending | set(self._seen):  # given back: its doubt comes back too
+            _to_the_end(self._fitting(0))
+        for row in self._surrogate.pending:
+            if row in self._seen:
+                self._surrogate.resolve(row, self._standard.of(row, self._seen[row]))
+        known = set(self._surrogate.rows)
+        for row in [*self._seen, *sorted(self._pending)]:
+            if self._surrogate.full:
+                _to_the_end(self._fitting(0))
+                known = set(self._surrogate.rows)
+            if row not in known:
+                self._surrogate.add(row, self._standard.of(row, self._seen[row]) if row in self._seen else None)
 
-    def _fit(self, rows: Rows, iterations: int) -> None:
-        times = [y for y in self._seen.values() if y is not None]
-        self._worst = max(times)
-        y = np.array([self._log_time(int(r)) for r in rows])
-        self._offset = self._baseline(rows, y)
-        residual = y - self._offset[rows]
-        self._centre, self._scale = float(residual.mean()), max(float(residual.std()), 1e-6)
+    def _fitting(self, iterations: int) -> Iterator[None]:
+        """A fit to what is seen when it begins, in pieces; the model of before serves until it ends."""
+        rows = np.array([*self._seen], dtype=np.int64)
+        standard = self._standardised(rows)
+        y = np.array([standard.of(int(r), self._seen[int(r)]) for r in rows])
         room = max(REFIT, len(rows) // 10) + len(self._pending) + 64
-        self._surrogate.fit(rows, (residual - self._centre) / self._scale, room, iterations)
-        self._modelled, self._believed = [int(r) for r in rows], set()
+        yield from self._surrogate.fit_in_pieces(rows, y, room, iterations)
+        self._standard = standard
 
-    def _log_time(self, row: int) -> float:
-        seen = self._seen[row]
-        return self._worst if seen is None else min(seen, self._worst)
+    def _standardised(self, rows: Rows) -> Standard:
+        worst = max(y for y in self._seen.values() if y is not None)
+        raw = Standard(worst, np.zeros(self.size), 0.0, 1.0)
+        y = np.array([raw.of(int(r), self._seen[int(r)]) for r in rows])
+        offset = self._baseline(rows, y)
+        residual = y - offset[rows]
+        return Standard(worst, offset, float(residual.mean()), max(float(residual.std()), 1e-6))
 
     def _baseline(self, rows: Rows, y: Floats) -> Floats:
         """The prior times its slope on what was seen, drawn towards 1 while little was seen: the model adds the rest."""
@@ -144,14 +160,37 @@ class Pool:
         slope = (float(p @ (y - y.mean())) + TRUST * spread) / (float(p @ p) + TRUST * spread + 1e-12)
         return float(np.clip(slope, 0.0, 1.2)) * self._prior
 
-    def _residual(self, row: int) -> float:
-        return (self._log_time(row) - float(self._offset[row]) - self._centre) / self._scale
-
     def _gain(self) -> Floats:
         """Expected improvement of log time (Jones, Schonlau and Welch 1998, eq. 15)."""
-        mean = self._surrogate.mean * self._scale + self._centre + self._offset
-        deviation = np.sqrt(self._surrogate.variance) * self._scale
+        told = self._standard
+        mean = self._surrogate.mean * told.scale + told.centre + told.offset
+        deviation = np.sqrt(self._surrogate.variance) * told.scale
         z = (self.best - mean) / deviation
         density = np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
         gain: Floats = deviation * (z * ndtr(z) + density)
         return gain
+
+
+def spread_order(coordinates: Floats, prior: Floats, count: int) -> list[int]:
+    """`count` rows in the order of the prior (log time); of those it cannot tell apart, the one farthest from the chosen.
+
+    A row is passed over where `ALIKE` chosen ones differ from it in a single parameter.
+    """
+    order = np.argsort(prior, kind="stable")
+    chosen: list[int] = []
+    gap = np.full(len(prior), np.inf)  # distance to the nearest chosen row
+    alike = np.zeros(len(prior), dtype=np.int64)
+    left = order
+    while len(left) and len(chosen) < count:
+        tied = left[prior[left] <= prior[left[0]] + TIED]
+        row = int(tied[np.argmax(gap[tied])])
+        chosen.append(row)
+        gap = np.minimum(gap, np.linalg.norm(coordinates - coordinates[row], axis=1))
+        alike += np.count_nonzero(coordinates != coordinates[row], axis=1) <= 1
+        left = left[(alike[left] < ALIKE) & (left != row)]
+    return chosen
+
+
+def _to_the_end(pieces: Iterator[None]) -> None:
+    for _ in pieces:
+        pass
