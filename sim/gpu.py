@@ -137,10 +137,11 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
         peak |= {"tensor cores": ZERO * lanes, "fp32 pipe": peak["fp32 pipe"] + lanes / family.constant("mma_efficiency")}
     scores = at[QUERY] * at[KEY]
     peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * scores / arch.vector_ops_per_cycle.value
-    loaded = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams), ZERO)
-    shared = loaded * (1.0 + np.ceil(cases.block_m / family.operand_rows))
+    operands = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams if QUERY not in t.ranks), ZERO)
+    own = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams if QUERY in t.ranks), ZERO)
+    shared = operands * (1.0 + np.ceil(cases.block_m / family.operand_rows)) + 2.0 * own  # one score reads each own element
     peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
-    loaded = loaded / cases.shared_by
+    loaded = operands / cases.shared_by + own
     peak["L2"] = loaded / arch.l2_bytes_per_cycle.value
     real = {**peak, "tensor cores": peak["tensor cores"] / family.constant("mma_efficiency")}
     widest = reduce(np.maximum, real.values())
