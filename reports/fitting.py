@@ -16,7 +16,7 @@ import numpy as np
 from einsight.reports.compare import SHORT_MS, parts, rows_of
 from einsight.reports.measured import Measured
 from einsight.reports.outliers import set_aside
-from einsight.sim.calibration import Calibration, Sample, constants_for, fit_few, interval_of, with_constants
+from einsight.sim.calibration import Calibration, Sample, constants_for, fit_few, misses_of, with_constants
 from einsight.sim.family import Family, Fit
 from einsight.sim.framework import ADDED, LAUNCH, Addition
 from einsight.sim.hardware import Gpu
@@ -45,17 +45,18 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """One fit: its ground, the devices that it saw, what was found, and the half width of the 90 % interval."""
+    """One fit: its ground, the devices that it saw, what was found, and the 90 % interval: its half width, and
+    how far below and above measured times lie by limiting resource."""
 
     ground: Ground
     devices: tuple[str, ...]
     found: Calibration
     interval: float
-    slack: float = 0.0
+    misses: Mapping[str, tuple[float, float]]
 
     @property
     def constants(self) -> dict[str, float]:
-        return {**self.found.constants, "interval": self.interval, "interval_slack": self.slack}
+        return {**self.found.constants, "interval": self.interval}
 
     def as_fit(self, fitted_on: str) -> Fit:
         """As a family holds it."""
@@ -66,7 +67,8 @@ class Fitted:
         )
         rounded = {name: float(_number(value)) for name, value in self.constants.items()}
         on = f"{fitted_on}: {c.rows_fitted} rows of {', '.join(self.devices)}"
-        return Fit(g.architecture, g.phase, g.dtypes, rounded, on, error, g.framework)
+        sides = {name: (round(below, 3), round(above, 3)) for name, (below, above) in self.misses.items()}
+        return Fit(g.architecture, g.phase, g.dtypes, rounded, on, error, g.framework, sides)
 
 
 def samples(measured: Measured, family: Family, leave_out: str | None = None) -> dict[Ground, list[Sample]]:
@@ -98,9 +100,9 @@ def calibrate(grounds: Mapping[Ground, Sequence[Sample]], family: Family) -> lis
     out = []
     for ground, made in grounds.items():
         found = fit_few(made, start, constants_for(start, ground.phase, made), MOST_ROWS)
-        width = interval_of(made, with_constants(start, list(found.constants), list(found.constants.values())))
+        width, misses = misses_of(made, with_constants(start, list(found.constants), list(found.constants.values())))
         devices = tuple(s.gpu.name for s in made)
-        out.append(Fitted(ground, devices, found, width["interval"], width["interval_slack"]))
+        out.append(Fitted(ground, devices, found, width, misses))
     return out
 
 
@@ -179,7 +181,9 @@ def _entry(fitted: Fitted, fitted_on: str) -> str:
     f = fitted.as_fit(fitted_on)
     lines = [
         f"  - architecture: {f.architecture}", f"    phase: {f.phase}", f"    framework: {f.framework}",
-        f"    dtypes: [{', '.join(f.dtypes)}]", f'    fitted_on: "{f.fitted_on}"', f'    error: "{f.error}"', "    constants:",
+        f"    dtypes: [{', '.join(f.dtypes)}]", f'    fitted_on: "{f.fitted_on}"', f'    error: "{f.error}"',
+        "    misses: {" + ", ".join(f"{name}: [{below}, {above}]" for name, (below, above) in f.misses.items()) + "}",
+        "    constants:",
     ]  # fmt: skip
     for name, value in f.constants.items():
         error = fitted.found.uncertainty.get(name)

@@ -14,10 +14,11 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from einsight.sim.estimate import build_cases, half_width
+from einsight.sim.estimate import build_cases
 from einsight.sim.family import CONSTANTS, Family
 from einsight.sim.gpu import Cases, kernel_time
 from einsight.sim.hardware import Gpu, Quantity
+from einsight.sim.interval import by_resource, limiting
 from einsight.sim.plan import Plan
 from einsight.sim.rows import Rows, estimates, groups, sizes_of
 from einsight.sim.schedule import ZERO, Array
@@ -174,31 +175,17 @@ def constants_for(family: Family, phase: str, samples: Sequence[Sample] = ()) ->
     return (*TILE_CONSTANTS, *own, *merges, *windows, *uneven)
 
 
-COVERED = 87.0
-"""Percent of held-out rows that the 90 % interval is set to hold: within 85 to 95, and narrow."""
-STEEPNESS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-
-
-def interval_of(samples: Sequence[Sample], fitted: Family) -> dict[str, float]:
-    """The two constants of the interval (see `estimate.half_width`) on the held-out rows: of a few ratios between them,
-    each scaled to hold `COVERED` percent, the one with the narrowest median."""
-    away, slack = [], []
+def misses_of(samples: Sequence[Sample], fitted: Family) -> tuple[float, Mapping[str, tuple[float, float]]]:
+    """The interval (see `interval`) on the half that fits, of which a fit looks at few rows; the other half judges it."""
+    miss, resource = [], []
     for sample in samples:
-        rest = _halve(sample)[1]
-        unit = with_constants(fitted, ("interval", "interval_slack"), (0.0, 1.0))
-        for index, found in estimates(rest.rows, sample.gpu, unit):
-            away.append(np.expm1(np.abs(np.log(found.time_s / rest.measured_s[index]))))
-            slack.append(half_width(found, unit))
-    error, share = np.concatenate(away), np.concatenate(slack)
-
-    def scaled(steep: float) -> tuple[float, float, float]:
-        base = float(np.percentile(error / (1.0 + steep * share), COVERED))
-        return base * float(np.median(1.0 + steep * share)), base, base * steep
-
-    _, base, slope = min(scaled(steep) for steep in STEEPNESS)
-    limits = CONSTANTS["interval"], CONSTANTS["interval_slack"]
-    values = [float(np.clip(v, c.low, c.high)) for v, c in zip((base, slope), limits, strict=True)]
-    return dict(zip(("interval", "interval_slack"), values, strict=True))
+        half = _halve(sample)[0]
+        for index, found in estimates(half.rows, sample.gpu, fitted):
+            miss.append(np.log(half.measured_s[index] / found.time_s))
+            resource.append(limiting(found))
+    whole, sides = by_resource(np.concatenate(miss), np.concatenate(resource))
+    limits = CONSTANTS["interval"]
+    return float(np.clip(whole, limits.low, limits.high)), sides
 
 
 EARNED = 0.3

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import numpy as np
 
@@ -45,13 +44,6 @@ def estimate(
     none = np.zeros(cases.block_m.shape)
     bounds = {n: sum((t.bounds_s[n] for t in times if n in t.bounds_s), none) for n in names}
     return Estimate(sum((t.time_s for t in times), none), bounds, times, cases, notes)
-
-
-def half_width(found: Estimate, family: Family) -> Array:
-    """Relative half width of each case's 90 % interval: the less of a time its largest bound explains, the wider."""
-    largest = reduce(np.maximum, found.bounds_s.values())
-    slack = 1.0 - np.minimum(largest / found.time_s, 1.0)
-    return np.asarray(family.constant("interval") + family.constant("interval_slack") * slack)
 
 
 def build_cases(

@@ -7,7 +7,7 @@ and where it comes from.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -65,7 +65,6 @@ CONSTANTS: Mapping[str, Constant] = {
     "hbm_fraction": Constant("", 0.5, 1.0, "streaming bandwidth over the datasheet's"),
     "l2_usable": Constant("", 0.3, 1.1, "share of L2 that a re-read working set can occupy before it misses"),
     "interval": Constant("", 0.02, 2.0, "half width of the 90 % interval, relative, on this family's own ground"),
-    "interval_slack": Constant("", 0.0, 2.0, "what that grows by, times the share of the time that no bound explains"),
 }
 """Every constant of a GPU family. A family gives what it knows of; the others have the value that changes nothing."""
 
@@ -73,7 +72,7 @@ NEUTRAL: Mapping[str, float] = {
     "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
     **dict.fromkeys((
         "sequence_s", "split_s", "tile_cycles", "joule_per_flop", "kv_copy", "q_copy", "regroup_s", "token_cycles", "uneven_s",
-        "uneven_copy", "mask_per_score", "window_per_score", "exit_cycles", "skip_cycles", "interval_slack",
+        "uneven_copy", "mask_per_score", "window_per_score", "exit_cycles", "skip_cycles",
     ), 0.0),
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
@@ -126,7 +125,8 @@ class SplitRule:
 class Fit:
     """Constants fitted for one architecture and phase (and, where it is another kernel, one pair of dtypes).
 
-    `fitted_on` names the file, its hash and the rows, and `error` what held-out rows gave.
+    `fitted_on` names the file, its hash and the rows, and `error` what held-out rows gave; `misses` says by limiting
+    resource how far measured times lie below and above the predicted ones (see `interval`).
     """
 
     architecture: str
@@ -136,6 +136,7 @@ class Fit:
     fitted_on: str
     error: str = ""
     framework: str = ""  # whose table it was fitted on, without the version
+    misses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Ground(NamedTuple):
@@ -179,6 +180,7 @@ class Family:
     window_skips: bool = True  # whether tiles outside a sliding window are left out
     window_split_by: str = "window"  # what a split run divides: the keys in the window, or the whole "cache"
     products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
+    misses: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of the fit in use
     arithmetic: str = "operands"  # products in the operands' type, or in the "cache"'s: then queries are converted too
 
     def for_products(self, gpu: Gpu, dtype: str, kv_dtype: str) -> tuple[Family, str]:
@@ -217,16 +219,16 @@ class Family:
         merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
         devices = fit.fitted_on.rsplit(" rows of ", 1)[-1].split(", ")
         widen = _widening(steps, foreign, arch.device not in devices)
-        for name in ("interval", "interval_slack"):
-            if name in merged:
-                merged[name] = replace(merged[name], value=merged[name].value * widen)
+        if "interval" in merged:
+            merged["interval"] = replace(merged["interval"], value=merged["interval"].value * widen)
+        misses = {name: (below * widen, above * widen) for name, (below, above) in fit.misses.items()}
         note = f"constants of {self.name} fitted for {fit.architecture} {fit.phase} {'/'.join(fit.dtypes)} on {fit.fitted_on}"
         if sum(steps):
             note += f"; none for {arch.name} {phase} {dtype}/{kv_dtype}, interval widened x{widen:g}"
         elif widen > 1.0:
             other = f"not with {framework}" if foreign else f"not on {arch.device}"
             note += f"; {other}, interval widened x{widen:g}"
-        return replace(self, constants={**self.constants, **merged}), note
+        return replace(self, constants={**self.constants, **merged}, misses=misses), note
 
     def tile(self, head_dim: int, rows: int) -> Tile:
         """The block for a head dimension and rows: the first line that covers both, else the last."""
@@ -386,7 +388,8 @@ def _constant(item: Item, unit: str) -> Quantity:
 
 
 def _fit(item: Item) -> Fit:
-    t = item.table(required=("architecture", "phase", "dtypes", "fitted_on", "constants"), optional=("error", "framework"))
+    known = ("architecture", "phase", "dtypes", "fitted_on", "constants")
+    t = item.table(required=known, optional=("error", "framework", "misses"))
     numbers = t["constants"].table(optional=tuple(CONSTANTS))
     for name, entry in numbers.items():
         bounds = CONSTANTS[name]
@@ -396,4 +399,16 @@ def _fit(item: Item) -> Fit:
         t["architecture"].text(), t["phase"].choice(PHASES), tuple(d.choice(DTYPES) for d in t["dtypes"].items()),
         {name: entry.number() for name, entry in numbers.items()}, t["fitted_on"].text(),
         t["error"].text() if "error" in t else "", t["framework"].text() if "framework" in t else "",
+        _misses(t["misses"]) if "misses" in t else {},
     )  # fmt: skip
+
+
+def _misses(item: Item) -> Mapping[str, tuple[float, float]]:
+    """`misses: {HBM: [0.05, 0.1]}`: below and above, by limiting resource."""
+    out = {}
+    for name, entry in item.entries().items():
+        sides = [side.number() for side in entry.items()]
+        if len(sides) != 2 or min(sides) < 0:
+            raise entry.error("two numbers that are not negative: how far below and above")
+        out[name] = (sides[0], sides[1])
+    return out

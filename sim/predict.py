@@ -14,9 +14,10 @@ from einsight.einsum.compose import compose
 from einsight.einsum.counts import Count
 from einsight.einsum.expression import Expression
 from einsight.einsum.ir import Cascade
-from einsight.sim.estimate import Estimate, estimate, half_width, mapping_of
+from einsight.sim.estimate import Estimate, estimate, mapping_of
 from einsight.sim.family import Family, load_family
 from einsight.sim.hardware import Gpu, load_gpu, load_hardware
+from einsight.sim.interval import ends
 from einsight.sim.mapping import Mapping
 from einsight.sim.mask import DENSE, Mask
 from einsight.sim.mask_pairs import live_points
@@ -119,8 +120,7 @@ def _worded(
 ) -> Prediction:
     time = float(found.time_s[0])
     bounds = _bounds(found, gpu, family, made.dtype)
-    floor = max(b.time_s for b in bounds)
-    width = float(half_width(found, family)[0])
+    low, high = (float(end[0]) for end in ends(found, family))
     flops, by_class = operations(workload, made)
     return Prediction(
         workload=workload.name,
@@ -129,8 +129,8 @@ def _worded(
         family=family.name,
         cascade=workload.base.name,
         time_s=time,
-        time_low_s=max(floor, time / (1 + width)),
-        time_high_s=time * (1 + width),
+        time_low_s=low,
+        time_high_s=high,
         bound=bounds[0],
         bounds=bounds,
         flops_matmul=flops,

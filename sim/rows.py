@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from einsight.einsum import library
 from einsight.einsum.compose import compose
-from einsight.sim.estimate import Estimate, estimate, half_width
+from einsight.sim.estimate import Estimate, estimate
 from einsight.sim.family import Family
 from einsight.sim.hardware import Gpu
+from einsight.sim.interval import ends, limiting
 from einsight.sim.mask import Causal, Mask, Restriction, Window
 from einsight.sim.plan import Plan, plan
 from einsight.sim.schedule import Array
@@ -115,10 +116,7 @@ def predicted(rows: Rows, gpu: Gpu, family: Family, phase: str, framework: str =
     for made, mask, index in groups(rows):
         fitted, note = family.on(gpu, phase, made.dtype, made.kv_dtype, framework)
         found = estimate(made, mask, sizes_of(rows.take(index)), warm, gpu, fitted)
-        names, values = list(found.bounds_s), np.stack(list(found.bounds_s.values()))
-        width = 1.0 + half_width(found, fitted)
-        time[index], high[index] = found.time_s, found.time_s * width
-        low[index] = np.maximum(found.time_s / width, values.max(axis=0))
-        bound[index] = np.array(names)[values.argmax(axis=0)]
+        time[index], (low[index], high[index]) = found.time_s, ends(found, fitted)
+        bound[index] = limiting(found)
         notes |= dict.fromkeys([note] if note else [])
     return Predicted(time, low, high, bound, tuple(notes))
