@@ -16,6 +16,7 @@ Kernel = Annotated[str | None, typer.Argument(metavar="[KERNEL]", help="One of `
 Target = Annotated[str | None, typer.Option(metavar="NAME", help="Profile; default: the GPU at hand.")]
 Explain = Annotated[str | None, typer.Option(metavar="BLOCK_M=128,...", help="Why a configuration is in the space or out.")]
 PredictOnly = Annotated[bool, typer.Option("--predict-only", help="Rank by the simulator; no GPU needed.")]
+WorkloadFile = Annotated[Path | None, typer.Option("--workload", metavar="FILE.yaml", help="Instead of the sizes.")]
 Shapes = Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Workloads that share few configurations.")]
 Keep = Annotated[str, typer.Option(metavar="N", help="With --shapes: configurations to keep.")]
 Replay = Annotated[Path | None, typer.Option(metavar="FILE", help="A recorded space is the device.")]
@@ -39,7 +40,7 @@ def run(
     kernel: Kernel = None,
     heads: options.Heads = None,
     kv_heads: options.KvHeads = None,
-    batch: options.Batch = "1",
+    batch: options.Batch = None,
     seq: options.Seq = None,
     seq_q: options.SeqQ = None,
     seq_kv: options.SeqKv = None,
@@ -50,6 +51,7 @@ def run(
     window: options.Window = None,
     bias: options.Bias = None,
     cache: options.Cache = None,
+    workload: WorkloadFile = None,
     target: Target = None,
     explain: Explain = None,
     predict_only: PredictOnly = False,
@@ -77,6 +79,17 @@ def run(
     Example: einsight tune --replay convolution_a100.json.gz --trials 64 --seeds 50
     Example: einsight tune attention --heads 32 --kv-heads 8 --seq 8192 --causal --target h100-sxm --predict-only
     """
+    shape = options.Shape(
+        None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias,
+        cache or (None if workload else "warm"),
+    )  # fmt: skip
+    from einsight.cli import tune_predict
+
+    if kernel is not None and shapes is None and (explain is not None or predict_only):  # no search: needs no optuna
+        asked = tune_predict.Asked(kernel, shape, workload)
+        if explain is not None:
+            return tune_predict.explain(asked, target, explain, as_json)
+        return tune_predict.predicted(asked, target, as_json)
     _need_optuna()
     from einsight.cli import tune_kernel, tune_replay, tune_search  # optuna: only when a search runs
 
@@ -86,10 +99,10 @@ def run(
     )  # fmt: skip
     if replay is not None:
         return tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
-    shape = options.Shape(
-        None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias, cache or "warm"
-    )
-    return tune_kernel.dispatch(kernel, shape, target, explain, predict_only, shapes, whole(keep, "--keep"), live, as_json)
+    if kernel is None:
+        raise CommandError("tune", "no kernel", "a kernel such as `attention`, or --replay FILE")
+    asked = tune_predict.Asked(kernel, shape, workload)
+    return tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
 
 
 def _need_optuna() -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from einsight.kernels.decode_space import DECODE, decode_excluded, default_decode_config
 from einsight.kernels.spaces import ATTENTION, GNA, Config, Heads, Limits, Space, default_config, excluded
+
+
+class Rule(Protocol):
+    """Why a build is left out, "" when it is in; `rows`: of the problem that can lie in one tile, where they are known."""
+
+    def __call__(self, heads: Heads, config: Config, limits: Limits, rows: int | None = None) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,7 @@ class Kernel:
     rank: int = 0
     matrix: bool = False
     compile_options: Mapping[str, Any] = field(default_factory=dict)
-    excluded: Callable[[Heads, Config, Limits], str] = excluded
+    excluded: Rule = excluded
     default: Callable[[int, int], Config] = default_config
 
 

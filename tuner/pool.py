@@ -70,7 +70,7 @@ class Pool:
         self.expected_gain = np.inf
 
     def _first_batch(self, coordinates: Floats, random: np.random.Generator) -> list[int]:
-        count = min(self.size, FIRST, max(FEWEST, self.size // 10))
+        count = first_count(self.size)
         if self._prior is None:
             return [int(r) for r in random.choice(self.size, count, replace=False)]
         return spread_order(coordinates, self._prior, count)
@@ -169,6 +169,11 @@ class Pool:
         density = np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
         gain: Floats = deviation * (z * ndtr(z) + density)
         return gain
+
+
+def first_count(size: int) -> int:
+    """Measurements before the model is asked."""
+    return min(size, FIRST, max(FEWEST, size // 10))
 
 
 def spread_order(coordinates: Floats, prior: Floats, count: int) -> list[int]:

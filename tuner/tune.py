@@ -149,9 +149,7 @@ def _loop(
                 ended = "the budget is spent"
             elif (asked := search.ask()) is None:
                 ended = "every configuration is measured"
-            elif search.surplus(asked, budget):
-                continue
-            elif _known_meanwhile(search, store, asked, outcome):
+            elif search.surplus(asked, budget) or _known_meanwhile(search, store, asked, outcome):
                 continue
             else:
                 queue[threads.submit(device.prepare, asked.row)] = asked
