@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from einsight.einsum.expression import Access, Apply, Expression, Span, Symbol, accesses, rewrite, variables
 
-MARKS = ("score", "denominator", "maximum")
+MARKS = ("score", "denominator", "maximum", "slope")
 """Tensors that a base cascade marks so that masks and fragments can act on them."""
 
 

@@ -11,6 +11,7 @@ from functools import reduce
 
 import numpy as np
 
+from einsight.sim.columns import turned
 from einsight.sim.family import Family
 from einsight.sim.gpu import Cases, KernelTime, kernel_time
 from einsight.sim.grid import Tiles, grid_of
@@ -40,7 +41,9 @@ def estimate(
 ) -> Estimate:  # fmt: skip
     """Times at `sizes` (upper-case names; arrays that broadcast to one shape). `mapping` fixes the tiles and splits."""
     cases, notes = build_cases(plan, mask, sizes, warm, gpu, family, mapping)
-    times = tuple(kernel_time(work, cases, gpu, family) for work in plan.works)
+    skips = mapping.skips_masked if mapping else family.skips_masked
+    by_grid = {"column": turned(cases, mask, skips)} if plan.main.grid == "column" else {}
+    times = tuple(kernel_time(work, by_grid.get(work.grid, cases), gpu, family) for work in plan.works)
     names = dict.fromkeys(name for t in times for name in t.bounds_s)
     none = np.zeros(cases.block_m.shape)
     bounds = {n: sum((t.bounds_s[n] for t in times if n in t.bounds_s), none) for n in names}

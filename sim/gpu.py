@@ -20,10 +20,10 @@ from einsight.sim.grid import Tiles
 from einsight.sim.hardware import Gpu
 from einsight.sim.schedule import ONE, ZERO, Array, Flags, makespan
 from einsight.sim.traffic import OUTER, Cache, elements, hbm_bytes
-from einsight.sim.work import KEY, QUERY, KernelWork, Share, Sweep, costs_of
+from einsight.sim.work import KEY, QUERY, KernelWork, Reuse, Share, Sweep, costs_of
 
 PARTIAL_BYTES = 4
-"""Partial results of a split run are fp32."""
+"""Partial results of a split run, and what blocks add up in memory, are fp32."""
 MMA_GRANULE = 16
 """Contracted and feature ranks are padded to multiples of 16: the K of every 16-bit tensor-core instruction."""
 PADDED = ("E", "F", "R")
@@ -89,7 +89,7 @@ def kernel_time(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Ker
 def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTime:
     extents = grid_extents(work, cases)
     replicas = _product([x for rank, x in extents if rank in OUTER])
-    tiles = cases.tiles if work.grid == "query" else _key_tiles(cases)
+    tiles = _key_tiles(cases) if work.grid == "key" else cases.tiles
     count = tiles.blocks * replicas * cases.splits
     resident = np.maximum(1.0, np.minimum(cases.blocks_per_sm, np.ceil(count / gpu.sms.value)))
     slots = gpu.sms.value * resident
@@ -135,18 +135,31 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
     if family.products == "vector":
         lanes = sweep.share.matmul().at(at) / arch.vector_ops_per_cycle.value
         peak |= {"tensor cores": ZERO * lanes, "fp32 pipe": peak["fp32 pipe"] + lanes / family.constant("mma_efficiency")}
-    scores = at[QUERY] * at[KEY]
-    peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * scores / arch.vector_ops_per_cycle.value
+    converted = at[QUERY] * at[KEY] * sweep.reuse.converted
+    peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * converted / arch.vector_ops_per_cycle.value
     operands = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams if QUERY not in t.ranks), ZERO)
     own = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams if QUERY in t.ranks), ZERO)
     shared = operands * (1.0 + np.ceil(cases.block_m / family.operand_rows)) + 2.0 * own  # one score reads each own element
+    shared = shared + _reused_bytes(sweep.reuse, at, cases, family)
     peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
-    loaded = operands / cases.shared_by + own
+    added = sum((elements(t, at) for t in sweep.sums), ZERO) * 2.0 * PARTIAL_BYTES  # an atomic addition reads and writes
+    added = added + sum((elements(t, at) * cases.widths[t.name] for t in sweep.writes), ZERO)
+    loaded = operands / cases.shared_by + own + added
     peak["L2"] = loaded / arch.l2_bytes_per_cycle.value
     real = {**peak, "tensor cores": peak["tensor cores"] / family.constant("mma_efficiency")}
     widest = reduce(np.maximum, real.values())
     alone = widest + family.constant("unhidden") * (sum(real.values(), ZERO) - widest)
     return _TileCost(peak, alone, widest, loaded, shared)
+
+
+def _reused_bytes(reuse: Reuse, at: Mapping[str, Array], cases: Cases, family: Family) -> Array:
+    """Bytes of shared memory, per tile, beyond those of streamed tensors that one product each reads."""
+    rows, columns = (np.ceil(tile / family.operand_rows) for tile in (cases.block_m, cases.block_n))
+    again = sum((elements(t, at) * cases.widths[t.name] for t in reuse.again), ZERO) * rows
+    scores = [t for t in reuse.across if KEY in t.ranks]
+    passed = sum((elements(t, at) * cases.widths[t.name] for t in (*scores, *dict.fromkeys(scores))), ZERO)
+    held = sum((elements(t, at) * cases.widths[t.name] for t in reuse.across if KEY not in t.ranks), ZERO) * columns
+    return again + passed + held
 
 
 def _unit_cycles(share: Share, at: Mapping[str, Array], cases: Cases, gpu: Gpu) -> dict[str, Array]:
@@ -170,8 +183,8 @@ def _block_cycles(work: KernelWork, at: Mapping[str, Array], cases: Cases, gpu: 
 def grid_extents(work: KernelWork, cases: Cases) -> list[tuple[str, Array]]:
     """The grid's dimensions, slowest first. Packed query heads share a block, so `J` has extent 1 there."""
     s = cases.sizes
-    j = np.where(cases.pack, 1.0, s["J"]) if work.grid == "query" else ONE
-    rows = cases.tiles.blocks if work.grid == "query" else ONE
+    j = ONE if work.grid == "key" else np.where(cases.pack, 1.0, s["J"])
+    rows = ONE if work.grid == "key" else cases.tiles.blocks
     return [("B", s["B"]), ("G", s["G"]), ("J", j), (QUERY, rows)]
 
 
@@ -223,6 +236,7 @@ def _assemble(
     launch = launch + (family.constant("uneven_s") if _uneven(work, cases) else 0.0)
     regroups = cases.pack & (cases.sizes["B"] > 1) & (cases.sizes["G"] > 1) & (cases.sizes["J"] > 1)
     launch = launch + np.where(regroups, family.constant("regroup_s"), 0.0)
+    launch = launch + 2.0 * family.constant("combine_s") * any(s.sums for s in work.sweeps)  # zeros before, conversion after
     bounds["launch"] = launch + np.where(cases.splits > 1, family.constant("combine_s"), 0.0)
     time = time + merge + launch
     shared = sum((t.shared_bytes for t in swept), ZERO) * run
@@ -313,7 +327,10 @@ def memory_bytes(
     for sweep in work.sweeps:
         for tensor in sweep.streams:
             inputs[tensor] = inputs.get(tensor, 0.0) + 1.0
-    out = sum((elements(t, cases.sizes) * cases.widths[t.name] for t in work.outputs), ZERO)
+    written = (*work.outputs, *(t for s in work.sweeps for t in (*s.writes, *s.sums)))
+    out = sum((elements(t, cases.sizes) * cases.widths[t.name] for t in written), ZERO)
+    sums = [t for s in work.sweeps for t in s.sums]
+    out = out + sum((elements(t, cases.sizes) for t in sums), ZERO) * 2.0 * PARTIAL_BYTES  # set to zero, converted at the end
     whole = out + sum((_whole(t, cases) for t in inputs), ZERO)
     first = np.where(cases.warm, cache.miss(whole), 1.0)
     total = out * first
@@ -326,6 +343,9 @@ def memory_bytes(
         total = total + hbm_bytes(
             tensor, extents, slots, cases.sizes, width, sweeps, touched, overlap, reach, first, cache
         )
+    for tensor in sums:
+        both = 2.0 * PARTIAL_BYTES
+        total = total + hbm_bytes(tensor, extents, slots, cases.sizes, both, 1.0, ONE, overlap, ONE, ZERO, cache)
     return total
 
 

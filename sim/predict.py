@@ -203,8 +203,11 @@ def made_chunk(keys: int) -> int:
 
 
 def speedups(workload: Workload, gpu: Gpu, profile: str, time: float) -> dict[str, float]:
-    """Times of dense attention of the same sizes over `time`: every pair, no bias; fused and unfused."""
-    out = {}
+    """Times of dense attention of the same sizes over `time`: every pair, no bias; fused and unfused. Empty for a cascade
+    whose results are others than attention's, such as gradients."""
+    out: dict[str, float] = {}
+    if {t.name for t in workload.base.outputs} != {t.name for t in library.load(FUSED_BASELINE).outputs}:
+        return out
     sizes = {name: size for name, size in workload.sizes.items() if name in BASELINE_SIZES}
     operands = {t.name for t in library.load(FUSED_BASELINE).inputs}
     dtypes = {name: dtype for name, dtype in workload.dtypes.items() if name in operands}
@@ -267,6 +270,9 @@ def _assumptions(gpu: Gpu, family: Family, made: Plan, found: Estimate, note: st
     unfitted = [n for n, c in family.constants.items() if c.kind == "assumed"]
     own = dict.fromkeys(entry.einsum for entry, terms in _terms(made) if terms is None)
     notes = [f"conditions of the cascade's own do not skip tiles: {', '.join(own)}"] if own else []
+    notes += ["a kernel that holds keys and walks queries: its constants are those of forward kernels, none was measured"] * (
+        made.main.grid == "column"
+    )
     notes += [f"clock: boost, {gpu.boost_hz.text}, falling in long runs", *([note] if note else [])]
     if unfitted:
         notes.append(f"family {family.name}: constants not fitted on measurements: {', '.join(unfitted)}")

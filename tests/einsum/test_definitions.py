@@ -11,7 +11,7 @@ from einsight.einsum.library import listing, load
 from einsight.einsum.parse import parse
 from einsight.einsum.resolve import bind, required_sizes
 
-SIZES = {"M": 5, "N": 12, "E": 3, "F": 4, "N0": 5, "C": 5}
+SIZES = {"M": 5, "N": 12, "E": 3, "F": 4, "R": 2, "N0": 5, "C": 5}
 
 
 @pytest.mark.parametrize("cascade", listing(), ids=lambda c: c.name)

@@ -19,7 +19,8 @@ FILES = sorted(FOLDER.rglob("*.casc"))
 
 def test_what_is_shipped() -> None:
     assert names() == (
-        "flash1", "gla", "lightning", "linear", "naive", "naive_deferred", "one_pass", "sigmoid", "split_kv", "stable",
+        "backward", "backward_dense_bias", "backward_low_rank", "flash1", "gla", "lightning", "linear", "naive",
+        "naive_deferred", "one_pass", "sigmoid", "split_kv", "stable",
         "stable_deferred", "two_pass",
     )  # fmt: skip
     assert fragments() == (
@@ -62,6 +63,9 @@ def test_roles_that_masks_and_fragments_can_take() -> None:
         "linear": set(),
         "lightning": set(),  # a score within a chunk only: what lies before it has become a state
         "gla": set(),
+        "backward": {"score", "slope"},
+        "backward_dense_bias": {"score", "slope"},
+        "backward_low_rank": {"score", "slope"},
     }
 
 
@@ -72,7 +76,7 @@ def test_a_cascade_is_stable_when_it_subtracts_a_maximum_or_needs_none() -> None
 
 def needed_lines() -> list[tuple[str, int, str]]:
     """Every line of the library but those that only inform or offer a role."""
-    free = ("computes", "paper", "stable", "score", "denominator", "maximum")
+    free = ("computes", "paper", "stable", "score", "denominator", "maximum", "slope")
     return [
         (path.stem, number, str(path))
         for path in FILES

@@ -30,9 +30,10 @@ def family_of(gpu: Gpu) -> Family:
 
 
 def workload(cascade: str, m: int = 700, n: int = 1500, mask: object = None, b: int = 2, cache: str = "cold") -> Workload:
-    return Workload.attention(
+    made = Workload.attention(
         batch=b, heads=8, kv_heads=2, seq_q=m, seq_kv=n, head_dim=64, mask=mask, cascade=cascade, phase="prefill", cache=cache
     )  # fmt: skip
+    return replace(made, sizes={**made.sizes, "r": 16}) if library.load(cascade).rank("R") else made
 
 
 def time_of(w: Workload, gpu: Gpu, mapping: Mapping = FIXED) -> float:
