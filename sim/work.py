@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from einsight.einsum.counts import Count, count
-from einsight.einsum.expression import Apply, Expression, variables
+from einsight.einsum.expression import Apply, Expression, Symbol, variables
 from einsight.einsum.formula import PointSet
 from einsight.einsum.ir import Cascade, Einsum, Tensor
 from einsight.einsum.passes import analyse
@@ -95,7 +95,10 @@ def _load(weighted: Iterable[tuple[Count, float]]) -> Load:
 
 def _box(factor: str | PointSet) -> tuple[str, ...]:
     """Sizes whose product a tile runs for the factor: a condition of the cascade's own leaves whole tiles to be computed."""
-    return (factor,) if isinstance(factor, str) else tuple(v.upper() for v in factor.kept)
+    if isinstance(factor, str):
+        return (factor,)
+    extents = dict(factor.ranges)
+    return tuple(x.name if isinstance(x := extents[v], Symbol) else v.upper() for v in factor.kept)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,7 +171,7 @@ def tensor_of(cascade: Cascade, name: str) -> Tensor:
             return tensor
     einsum = next(e for e in cascade.einsums if e.name == name)
     variables = [sorted(i for i in _symbols(index)) for index in einsum.output.indices]
-    return Tensor(name, tuple(v[0].upper() for v in variables if v))
+    return Tensor(name, tuple(cascade.size_of(v[0]) for v in variables if v))
 
 
 def _symbols(index: Expression) -> set[str]:

@@ -27,7 +27,7 @@ from einsight.sim.mask_predicate import predicate
 PHASES = ("prefill", "decode")
 CACHES = ("cold", "warm")
 REQUIRED_SIZES = ("h", "m", "n", "e")
-KEY = "N"
+QUERY, KEY = "M", "N"
 DECODE_QUERIES = 64
 """Most new tokens per sequence that count as decode (speculative decoding proposes a few); more is a prompt's chunk."""
 
@@ -177,6 +177,10 @@ class Workload:
         if base.rank(KEY) is None:
             raise WorkloadError("cascade", f"cascade {base.name}, which has no rank {KEY}", "a cascade over keys",
                                 f"it has {', '.join(r.name for r in base.ranks)}")  # fmt: skip
+        m, n = self.sizes["m"], self.sizes["n"]
+        if base.rank(QUERY) is None and m != n:
+            raise WorkloadError("sizes.m", f"{m} queries for {n} keys", f"as many as keys, m: {n}",
+                                f"cascade {base.name} walks one sequence of queries and keys")  # fmt: skip
         tiles = {part for rank in base.ranks for part in rank.parts}
         for name in required_sizes(base):
             if name.lower() not in self.sizes and name not in tiles:

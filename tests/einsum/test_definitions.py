@@ -11,7 +11,7 @@ from einsight.einsum.library import listing, load
 from einsight.einsum.parse import parse
 from einsight.einsum.resolve import bind, required_sizes
 
-SIZES = {"M": 5, "N": 12, "E": 3, "F": 4, "R": 2, "N0": 5, "C": 5}
+SIZES = {"M": 5, "N": 12, "E": 3, "F": 4, "R": 2, "N0": 5}
 
 
 @pytest.mark.parametrize("cascade", listing(), ids=lambda c: c.name)
@@ -53,7 +53,7 @@ def test_recurrences_pair_by_pair() -> None:
 def test_the_chunk_changes_nothing(name: str, chunk: int) -> None:
     """Whole chunks, a ragged last one, one chunk, chunks of one position."""
     cascade = load(name)
-    error = largest_error(cascade, bind(cascade, {"N": 12, "E": 3, "F": 4, "N0": chunk, "C": chunk}))
+    error = largest_error(cascade, bind(cascade, {"N": 12, "E": 3, "F": 4, "N0": chunk}))
     assert error is not None and error < 1e-14
 
 

@@ -49,7 +49,7 @@ def test_passes_and_live_sets_of_the_library(name: str) -> None:
 @pytest.mark.parametrize("name", names())
 def test_every_library_cascade_agrees_with_the_oracle(name: str) -> None:
     cascade = load(name)
-    sizes = {"M": 2, "N": 8, "N0": 4, "C": 4, "E": 2, "F": 2, "R": 2}  # chunks of 3: all keys next to the middle query
+    sizes = {"M": 2, "N": 8, "N0": 4, "E": 2, "F": 2, "R": 2}  # chunks of 3: all keys next to the middle query
     bound = bind(cascade, {name: sizes[name] for name in required_sizes(cascade)})
     assert dict(analyse(cascade).passes) == oracle.passes(cascade, bound)
     assert dict(analyse(cascade).passes) == oracle.passes(resolve(cascade), bound)
