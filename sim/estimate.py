@@ -94,6 +94,7 @@ def build_cases(
         mask_ops=mask_operations(mask, gpu.architecture),
         shared_by=_sharing(plan, full, full[QUERY] * heads, family, mapping),
         idle_parts=idle, passed_tiles=passed, windowed=full[KEY] > (mask.window or np.inf),
+        groups=mapping.groups if mapping else 1.0, stages=mapping.stages if mapping else None,
     ), tuple(notes)  # fmt: skip
 
 

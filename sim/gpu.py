@@ -42,6 +42,7 @@ class Cases:
     passed_tiles  tiles outside a sliding window, per replica, that are visited only to be tested
     idle_parts parts of a split run, per block, that lie before the window and end at once
     shared_by  blocks of a cluster that load each key tile from L2 together
+    groups, stages   of a given mapping (`Mapping`): how a block fills its own gaps
     """
 
     sizes: Mapping[str, Array]
@@ -61,6 +62,8 @@ class Cases:
     windowed: Flags | bool = False
     idle_parts: Array | float = 0.0
     passed_tiles: Array | float = 0.0
+    groups: float = 1.0
+    stages: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
 
     at = tile_sizes(cases, family)
     swept = [_tile(sweep, at, cases, gpu, family) for sweep in work.sweeps]
-    rounds = [np.maximum(t.alone, resident * t.widest) for t in swept]
+    rounds = [np.maximum(_lone(t, cases), resident * t.widest) for t in swept]
     per_tile = sum(rounds, ZERO) + family.constant("tile_cycles") * len(swept)
     edges = np.where(cases.windowed, family.constant("window_per_score"), 0.0)
     mask_ops: Array = cases.mask_ops + family.constant("mask_per_score") + edges
@@ -116,6 +119,19 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     idle = idle + family.constant("skip_cycles") * cases.passed_tiles
     cycles = cycles + idle * replicas / slots
     return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, longest, slots)
+
+
+LOAD_CYCLES = 600.0
+"""From asking for a tile to using it, assumed: one load takes some 260 cycles from L2 and some 480 from HBM (A100 and H100,
+Luo et al. 2024, arXiv 2402.13499), and those of a tile leave one after the other."""
+
+
+def _lone(tile: _TileCost, cases: Cases) -> Array:
+    """Cycles of one tile when no other block fills the gaps: groups of warps fill each other's, and loads that were not
+    asked for early enough are waited for."""
+    busy = np.maximum(tile.alone / cases.groups, tile.widest)
+    ahead = ZERO if cases.stages is None else np.maximum(0.0, LOAD_CYCLES - (cases.stages - 1) * busy)
+    return busy + ahead
 
 
 @dataclass(frozen=True, slots=True)

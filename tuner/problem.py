@@ -133,7 +133,10 @@ class Problem:
 
     def mapping(self, config: Config, gpu: Gpu) -> TileMapping:
         """Tiles and resident blocks: from the table of compiled builds where it has this one, else by closed form."""
-        return TileMapping(config.block_m, config.block_n, blocks_per_sm=self._resident(config, gpu))
+        return TileMapping(
+            config.block_m, config.block_n, blocks_per_sm=self._resident(config, gpu), warps=config.num_warps,
+            stages=config.num_stages,
+        )  # fmt: skip
 
     def needs(self, config: Config, gpu: Gpu) -> Resources:
         """What one block of the build occupies."""
@@ -161,7 +164,10 @@ class PackedProblem(Problem):
         units = sizes["b"] * sizes["g"] * -(-self.rows // config.block_m)
         splits = round(gpu.sms.value * resident / units)
         splits = max(1, min(splits, -(-sizes["n"] // config.block_n)))
-        return TileMapping(config.block_m, config.block_n, splits, resident, "persistent", pack_gqa=True)
+        return TileMapping(
+            config.block_m, config.block_n, splits, resident, "persistent", pack_gqa=True, warps=config.num_warps,
+            stages=config.num_stages,
+        )  # fmt: skip
 
 
 class BoxProblem(Problem):
