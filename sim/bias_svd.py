@@ -11,10 +11,13 @@ reached. The whole energy is known beforehand, as the sum of squares of the matr
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import ThreadpoolController
 
 from einsight.sim.bias_exact import Array, BiasError, Factors
 
@@ -133,11 +136,29 @@ def checked_energy(energy: float) -> float:
     return energy
 
 
+@cache
+def _libraries() -> ThreadpoolController:
+    """The linear algebra libraries that are loaded; finding them takes milliseconds."""
+    return ThreadpoolController()
+
+
+def _threads(matrix: Matrix) -> AbstractContextManager[object]:
+    """One thread for a small matrix. BLAS would share out products of microseconds, and its threads wait for each other,
+    spinning, at the end of every one: where the cores are busy with other work, that takes ten times the products."""
+    return _libraries().limit(limits=1, user_api="blas") if matrix.size <= WHOLE**2 else nullcontext()
+
+
 def decompose(matrix: Matrix, energy: float, centred: bool, least: int = 1, most: int | None = None) -> Decomposition:
     """Enough triplets of one head's [M, N] matrix for a share of its energy, and at least `least` of them.
 
-    `most` ends the search there, whatever the energy reached.
+    `most` ends the search there, whatever the energy reached. Matrices of up to `WHOLE` squared elements take one thread,
+    and BLAS stays limited to it in the whole process meanwhile.
     """
+    with _threads(matrix):
+        return _decompose(matrix, energy, centred, least, most)
+
+
+def _decompose(matrix: Matrix, energy: float, centred: bool, least: int, most: int | None) -> Decomposition:
     side = min(matrix.shape)
     matrix = np.ascontiguousarray(matrix, dtype=np.float64 if side <= WHOLE else matrix.dtype)
     means = matrix.mean(axis=1, dtype=np.float64) if centred else np.zeros(len(matrix))
@@ -178,23 +199,23 @@ def _leading(matrix: Matrix, means: Array, number: int) -> tuple[Matrix, Array, 
     start = np.random.default_rng(0).standard_normal((matrix.shape[1], width)).astype(matrix.dtype)
 
     def times(x: Matrix) -> Matrix:
-        return np.asarray(_product(matrix, x) - column * x.sum(axis=0))
+        return np.asarray(matrix @ x - column * x.sum(axis=0))
 
     def transposed(y: Matrix) -> Matrix:
-        return _product(transpose, y) - column.T @ y
+        return transpose @ y - column.T @ y
 
     basis = _spread(times(start))
     for _ in range(POWER_ITERATIONS):
         basis = _spread(times(_spread(transposed(basis))))
     basis = _spread(basis)  # once more: orthonormal to rounding, now that no direction is small
     rows = transposed(basis)
-    squares, turn = np.linalg.eigh(_product(rows.T, rows).astype(np.float64))
+    squares, turn = np.linalg.eigh((rows.T @ rows).astype(np.float64))
     kept = np.argsort(squares)[::-1][:number]
     kept = kept[squares[kept] > squares.max(initial=0.0) * float(np.finfo(matrix.dtype).eps)]
     singular = np.sqrt(squares[kept])
     turned = turn[:, kept].astype(matrix.dtype)
-    right = _product(rows, turned) / singular.astype(matrix.dtype)
-    return _product(basis, turned), singular, np.ascontiguousarray(right.T)
+    right = rows @ turned / singular.astype(matrix.dtype)
+    return basis @ turned, singular, np.ascontiguousarray(right.T)
 
 
 def _spread(columns: Matrix) -> Matrix:
@@ -203,23 +224,10 @@ def _spread(columns: Matrix) -> Matrix:
     By the eigenvectors of their Gram matrix: small products instead of a factorisation. Directions of less than
     sqrt(eps) of the largest are lost; their energy is below eps.
     """
-    squares, turn = np.linalg.eigh(_product(columns.T, columns).astype(np.float64))
+    squares, turn = np.linalg.eigh((columns.T @ columns).astype(np.float64))
     kept = squares > squares.max(initial=0.0) * 4 * float(np.finfo(columns.dtype).eps)
     turned = turn[:, kept] / np.sqrt(squares[kept])
-    return _product(columns, np.asarray(turned, dtype=columns.dtype))
-
-
-SMALL_PRODUCT = 2**18
-"""Multiply-accumulates of a product that BLAS libraries leave to one thread. On a machine whose cores are busy, threads that
-wait for each other at the end of every small product cost a hundred times the product."""
-
-
-def _product(a: Matrix, b: Matrix) -> Matrix:
-    """a @ b; of small matrices in blocks of rows that stay in one thread."""
-    rows = SMALL_PRODUCT // (a.shape[1] * max(b.shape[1], 1))
-    if a.size > WHOLE**2 or rows < 1:
-        return np.asarray(a @ b)
-    return np.concatenate([a[r : r + rows] @ b for r in range(0, len(a), rows)])
+    return np.asarray(columns @ np.asarray(turned, dtype=columns.dtype))
 
 
 # -- heads and layers -------------------------------------------------------------------------------------------------

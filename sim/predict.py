@@ -30,6 +30,8 @@ from einsight.sim.workload import Workload
 FUSED_BASELINE, UNFUSED_BASELINE = "one_pass", "stable"
 """Dense attention that speedups are measured against: FlashAttention-2's cascade fused, the textbook softmax unfused."""
 UNFUSED_FAMILY = "unfused"
+UNMEASURED = 0.5
+"""Relative half width of the interval where no measurement of a kernel of the kind exists, as in families without a fit."""
 BASELINE_SIZES = ("b", "h", "g", "j", "m", "n", "e", "f")
 
 
@@ -121,6 +123,8 @@ def _worded(
     bounds = _bounds(found, gpu, family, made.dtype)
     floor = max(b.time_s for b in bounds)
     width = float(half_width(found, family)[0])
+    if made.main.grid == "column":  # what forward kernels were fitted to within says nothing here
+        width = max(width, UNMEASURED)
     flops, by_class = operations(workload, made)
     return Prediction(
         workload=workload.name,
