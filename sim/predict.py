@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping as MappingType
 from dataclasses import replace
 from functools import lru_cache, partial
+from math import prod
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from einsight.sim.mask_pairs import live_points
 from einsight.sim.mask_predicate import predicate
 from einsight.sim.plan import Plan, plan
 from einsight.sim.prediction import Bound, Later, Prediction
+from einsight.sim.traffic import OUTER
 from einsight.sim.units import format_si
 from einsight.sim.work import KEY, QUERY
 from einsight.sim.workload import Workload
@@ -163,15 +165,19 @@ def _traffic(found: Estimate) -> dict[str, float]:
 def operations(workload: Workload, made: Plan) -> tuple[float, dict[str, float]]:
     """(matmul FLOPs, applications per operator class), the mask's absent points left out.
 
-    The matmul FLOPs follow the flash-attention convention: 2 per multiply-accumulate at the pairs that exist.
+    The matmul FLOPs follow the flash-attention convention: 2 per multiply-accumulate at the pairs that exist. A fused kernel
+    computes what it needs of a pair in every head and sequence, also what is the same in all of them (the product of factors
+    that sequences share): it counts as often.
     """
     sizes = workload.rank_sizes
     sizes |= {f"{KEY}0": made_chunk(sizes[KEY]), f"{KEY}1": -(-sizes[KEY] // made_chunk(sizes[KEY]))}
     density = live_points(workload.mask, sizes[QUERY], sizes[KEY]) / (sizes[QUERY] * sizes[KEY])
     matmul, by_class = 0.0, dict[str, float]()
+    fused = any(kernel.grid != "einsum" for kernel in made.works)
     for entry, terms in _terms(made):
         number = _value(terms, sizes) if terms is not None else float(entry.formula.evaluate(sizes))
-        number *= density if entry.einsum in made.pairs else 1.0
+        if entry.einsum in made.pairs:
+            number *= density * (_shared_by(terms, sizes) if fused and terms else 1.0)
         by_class[entry.klass] = by_class.get(entry.klass, 0.0) + number
         if entry.matmul:
             matmul += 2.0 * number
@@ -190,6 +196,11 @@ def _terms(made: Plan) -> tuple[tuple[Count, Terms | None], ...]:
         plain = tuple((c, tuple(str(f) for f, power in m for _ in range(power))) for m, c in entry.formula.terms)
         out.append((entry, None if entry.formula.point_sets else plain))
     return tuple(out)
+
+
+def _shared_by(terms: Terms, sizes: MappingType[str, int]) -> int:
+    """How many heads and sequences one evaluation could serve."""
+    return prod(sizes[rank] for rank in OUTER if all(rank not in symbols for _, symbols in terms))
 
 
 def _value(terms: Terms, sizes: MappingType[str, int]) -> float:
