@@ -32,7 +32,9 @@ Storage = Annotated[str | None, typer.Option(metavar="FILE|postgresql://...", he
 Ahead = Annotated[str, typer.Option(metavar="N", help="Builds compiled at the same time.")]
 NoStop = Annotated[bool, typer.Option("--no-stop", help="Use every trial, even where little is to gain.")]
 Export = Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found.")]
-ExportAs = Annotated[str, typer.Option("--as", metavar="triton|lookup|t4|kernel-tuner", help="In which form.")]
+ExportAs = Annotated[
+    str | None, typer.Option("--as", metavar="lookup|triton|t4|kernel-tuner", help="How; lookup alone: where kernels read.")
+]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="With --replay: draw the curves.")]
 
 
@@ -70,7 +72,7 @@ def run(
     ahead: Ahead = "4",
     no_stop: NoStop = False,
     export: Export = None,
-    export_as: ExportAs = "lookup",
+    export_as: ExportAs = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
@@ -85,17 +87,17 @@ def run(
     )  # fmt: skip
     from einsight.cli import tune_predict
 
+    out = tune_predict.output(kernel, export, export_as)
     if kernel is not None and shapes is None and (explain is not None or predict_only):  # no search: needs no optuna
         asked = tune_predict.Asked(kernel, shape, workload)
         if explain is not None:
             return tune_predict.explain(asked, target, explain, as_json)
-        return tune_predict.predicted(asked, target, as_json)
+        return tune_predict.predicted(asked, target, out, as_json)
     _need_optuna()
     from einsight.cli import tune_kernel, tune_replay, tune_search  # optuna: only when a search runs
 
     live = tune_search.Live(
-        whole(trials, "--trials"), seed, sampler, prior, record, storage, whole(ahead, "--ahead"), not no_stop,
-        export, export_as, key or "",
+        whole(trials, "--trials"), seed, sampler, prior, record, storage, whole(ahead, "--ahead"), not no_stop, out, key or "",
     )  # fmt: skip
     if replay is not None:
         return tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import typer
 
-from einsight.cli.output import print_json, print_table
+from einsight.cli import INTERRUPTED
+from einsight.cli.output import print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError
 from einsight.cli.tune_predict import Asked, catalogued, gpu_of, on
 from einsight.cli.tune_search import Live, finish, search
+from einsight.kernels.builds import config_of, told
+from einsight.kernels.lookup import Entry
+from einsight.kernels.resources import source_hash
+from einsight.kernels.spaces import Config
 from einsight.sim.hardware import Gpu, find_device, load_hardware
 from einsight.sim.units import format_time
 from einsight.sim.workload import Workload
 from einsight.sim.workload_file import load_workloads
 from einsight.tuner import gpu as devices
 from einsight.tuner import prior as priors
-from einsight.tuner.builds import config_of
+from einsight.tuner.export import write_lookup
 from einsight.tuner.measure import NoGpuError, environment
 from einsight.tuner.portfolio import Portfolio, portfolio
 from einsight.tuner.problem import problem_of
 from einsight.tuner.record import Environment, Measurement, Status
 from einsight.tuner.store import Store
+from einsight.tuner.tune import INTERRUPTED as ENDED_BY_USER
 from einsight.tuner.tune import Tuned
 
 
@@ -65,9 +73,14 @@ def _search(kernel: str, workload: Workload, live: Live, here: Environment) -> T
         return search(device.space, device, device.subject, prior, live, title, workload.key)
 
 
-def _measured_on_all(kernel: str, workloads: Sequence[Workload], live: Live, here: Environment) -> list[dict[str, float]]:
+def _measured_on_all(kernel: str, workloads: Sequence[Workload], live: Live, here: Environment) -> list[dict[Config, float]]:
     """Times by configuration for every shape: its own search, then the winners of the other shapes too."""
-    found = [_search(kernel, w, live, here) for w in workloads]
+    found: list[Tuned] = []
+    for workload in workloads:
+        found.append(_search(kernel, workload, live, here))
+        if found[-1].why == ENDED_BY_USER:
+            print_lines([f"interrupted after {len(found) - 1} of {len(workloads)} shapes; with --record, run again to go on"])
+            raise typer.Exit(INTERRUPTED)
     winners = [dict(t.best.configuration) for t in found if t.best is not None]
     tables = []
     for workload, tuned in zip(workloads, found, strict=True):
@@ -85,35 +98,59 @@ def _measured_on_all(kernel: str, workloads: Sequence[Workload], live: Live, her
 
 def shapes(kernel: str, file: Path, target: str | None, keep: int, predict_only: bool, live: Live, as_json: bool) -> None:
     """A few configurations for all workloads of a file: measured, or with --predict-only by the simulator."""
+    if live.output is not None and live.output.kind != "lookup":
+        raise CommandError("--as", f"{live.output.kind} with --shapes", "lookup: one entry per shape")
     workloads = load_workloads(file)
-    names = [w.name for w in workloads]
+    tables: list[dict[Config, float]]
     if predict_only:
         gpu = gpu_of(target)
         problems = [on(kernel, w, gpu) for w in workloads]
-        tables = [dict(zip(map(str, p.configurations()), np.exp(priors.simulated(p, gpu)), strict=True)) for p in problems]
+        tables = [dict(zip(p.configurations(), np.exp(priors.simulated(p, gpu)), strict=True)) for p in problems]
+        on_devices: Sequence[str] = gpu.devices
     else:
-        tables = _measured_on_all(kernel, workloads, live, gpu_here())
+        here = gpu_here()
+        tables, on_devices = _measured_on_all(kernel, workloads, live, here), (here.device,)
     columns = sorted({c for table in tables for c in table})
     times = np.array([[table.get(c, np.nan) for c in columns] for table in tables])
-    chosen = portfolio(times, keep, names=names)
-    document = {
-        "kernel": kernel, "kept": [columns[c] for c in chosen.kept], "mean_loss": chosen.mean_loss,
+    chosen = portfolio(times, keep, names=[w.name for w in workloads])
+    if live.output is not None:
+        best = [(w, columns[c], float(times[s, c])) for s, (w, c) in enumerate(zip(workloads, chosen.chosen, strict=True))]
+        write_lookup(live.output.file, kernel, _entries(kernel, best, on_devices, predict_only))
+    if as_json:
+        return print_json(_portfolio_json(kernel, workloads, columns, chosen))
+    _print_portfolio([w.name for w in workloads], columns, chosen, times)
+    if live.output is not None:
+        print_lines([f"written: {live.output.file} ({len(workloads)} shapes)"])
+    return None
+
+
+def _portfolio_json(
+    kernel: str, workloads: Sequence[Workload], columns: Sequence[Config], chosen: Portfolio
+) -> dict[str, Any]:
+    return {
+        "kernel": kernel, "kept": [str(columns[c]) for c in chosen.kept], "mean_loss": chosen.mean_loss,
         "worst_loss": chosen.worst_loss,
         "dispatch": [
-            {"workload": w.name, "sizes": dict(w.sizes), "configuration": columns[c], "loss": loss}
+            {"workload": w.name, "sizes": dict(w.sizes), "configuration": str(columns[c]), "loss": loss}
             for w, c, loss in zip(workloads, chosen.chosen, chosen.loss, strict=True)
         ],
     }  # fmt: skip
-    return print_json(document) if as_json else _print_portfolio(names, columns, chosen, times)
 
 
-def _times(found: Sequence[Measurement]) -> dict[str, float]:
-    return {str(config_of(m.configuration)): m.time_s for m in found if m.status is Status.OK}
+def _entries(
+    kernel: str, best: Sequence[tuple[Workload, Config, float]], names: Sequence[str], predicted: bool
+) -> list[Entry]:
+    source = source_hash(catalogued(kernel).module)
+    return [Entry(name, devices.written(w), told(c), t, source, predicted) for w, c, t in best for name in names]
 
 
-def _print_portfolio(names: Sequence[str], columns: Sequence[str], chosen: Portfolio, times: priors.Floats) -> None:
+def _times(found: Sequence[Measurement]) -> dict[Config, float]:
+    return {config_of(m.configuration): m.time_s for m in found if m.status is Status.OK}
+
+
+def _print_portfolio(names: Sequence[str], columns: Sequence[Config], chosen: Portfolio, times: priors.Floats) -> None:
     rows = [
-        (name, columns[c], format_time(float(times[s, c])), f"{100 * loss:.1f} %")
+        (name, str(columns[c]), format_time(float(times[s, c])), f"{100 * loss:.1f} %")
         for s, (name, c, loss) in enumerate(zip(names, chosen.chosen, chosen.loss, strict=True))
     ]
     losses = f"mean loss {100 * chosen.mean_loss:.1f} %, worst {100 * chosen.worst_loss:.1f} %"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -10,15 +11,22 @@ import numpy as np
 from einsight.cli.output import print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError
 from einsight.cli.workload import NOT_BESIDE_FILES, Shape
+from einsight.kernels.builds import told
 from einsight.kernels.catalog import KERNELS, Kernel
+from einsight.kernels.lookup import Entry, default_path
+from einsight.kernels.resources import source_hash
+from einsight.kernels.spaces import Config
 from einsight.sim.hardware import Gpu, find_device, load_hardware
 from einsight.sim.units import format_time
 from einsight.sim.workload import Workload
 from einsight.sim.workload_file import load_workloads
 from einsight.tuner import prior as priors
+from einsight.tuner.export import KINDS, TRITON_TOP, write, write_lookup
+from einsight.tuner.gpu import written
 from einsight.tuner.measure import NoGpuError, environment
 from einsight.tuner.pool import TIED, first_count, spread_order
 from einsight.tuner.problem import Problem, computes, kinds, problem_of
+from einsight.tuner.recorded import triton_configs
 
 SHOWN = 12
 
@@ -43,6 +51,26 @@ class Asked:
             told = f"{len(fitting)} workloads of kernel {self.kernel} in {self.file}"
             raise CommandError("--workload", told, "one; --shapes takes several")
         return fitting[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where what was found goes, and in which form."""
+
+    file: Path
+    kind: str
+
+
+def output(kernel: str | None, file: Path | None, kind: str | None) -> Output | None:
+    """`--export FILE --as KIND`; `--as lookup` alone names the file that the kernel reads."""
+    if file is None and kind is None:
+        return None
+    kind = kind or "lookup"
+    if kind not in KINDS:
+        raise CommandError("--as", kind, f"one of {', '.join(KINDS)}")
+    if file is None and (kind != "lookup" or kernel is None):
+        raise CommandError("--as", f"{kind} without a file", "--export FILE beside it")
+    return Output(file or default_path(kernel or ""), kind)
 
 
 def catalogued(kernel: str) -> Kernel:
@@ -91,7 +119,7 @@ def explain(asked: Asked, target: str | None, text: str, as_json: bool) -> None:
     return None
 
 
-def predicted(asked: Asked, target: str | None, as_json: bool) -> None:
+def predicted(asked: Asked, target: str | None, out: Output | None, as_json: bool) -> None:
     """The space ranked by the simulator, with the order in which the tuner would measure."""
     kernel, workload = asked.kernel, asked.workload
     gpu = gpu_of(target)
@@ -100,6 +128,8 @@ def predicted(asked: Asked, target: str | None, as_json: bool) -> None:
     times, order = np.exp(logs), np.argsort(logs, kind="stable")
     first = spread_order(space.coordinates, logs, first_count(len(space)))
     turn = {row: k for k, row in enumerate(first, 1)}
+    if out is not None:
+        export_predicted(problem, gpu, [configs[r] for r in order], float(times[order[0]]), out)
     if as_json:
         ranking = [
             {"configuration": space.configuration(int(r)), "time_s": float(times[r]), "turn": turn.get(int(r))} for r in order
@@ -116,10 +146,28 @@ def predicted(asked: Asked, target: str | None, as_json: bool) -> None:
     title = f"{workload.name} on {gpu.name}: {len(space)} configurations of {kernel}, by the simulator"
     columns = ("configuration", "predicted", "behind", "turn")
     print_table(title, columns, rows, right=columns[1:])
+    if out is not None:
+        print_lines([f"written: {out.file} ({out.kind}), predicted"])
     return print_lines([
         f"{tied} of {len(space)} are tied: predictions within {100 * TIED:.0f} % say nothing about which is faster.",
         f"The tuner measures {len(first)} first, in the order of the last column (far apart among ties), and then learns.",
     ])  # fmt: skip
+
+
+def export_predicted(problem: Problem, gpu: Gpu, ranked: Sequence[Config], time_s: float, out: Output) -> None:
+    """The simulator's choice in the forms that do not claim a measurement."""
+    name = problem.kernel.name
+    if out.kind == "triton":
+        return write(out.file, triton_configs([told(c) for c in ranked[:TRITON_TOP]], upper=True))
+    if out.kind != "lookup":
+        raise CommandError("--as", f"{out.kind} with --predict-only", "lookup or triton; the others hold measurements")
+    return write_lookup(out.file, name, predicted_entries(problem, gpu, ranked[0], time_s))
+
+
+def predicted_entries(problem: Problem, gpu: Gpu, config: Config, time_s: float) -> list[Entry]:
+    """One for every name by which the profile's devices report themselves."""
+    workload, source = written(problem.workload), source_hash(problem.kernel.module)
+    return [Entry(device, workload, told(config), time_s, source, predicted=True) for device in gpu.devices]
 
 
 def _behind(log: float) -> str:

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 from einsight.kernels.band import Band, band
+from einsight.kernels.builds import config_of
 from einsight.kernels.catalog import Kernel, kernel
 from einsight.kernels.resources import Request
 from einsight.kernels.spaces import Config
-from einsight.tuner.builds import config_of
 from einsight.tuner.measure import Policy, environment, time_call, time_calls
 from einsight.tuner.worker import WrongResult
 

@@ -16,6 +16,7 @@ from einsight.tuner.bench import KernelBench, UnsupportedWorkload, listed
 from einsight.tuner.measure import environment
 
 ROWS_JUDGED = 192  # queries of a grid: all pairs of a video would not fit in memory
+CHUNK = 64  # positions of the reference's product form
 FACTOR_SPREAD = 0.25  # of a random factor's elements, so that the bias is about as large as the scores
 
 
@@ -177,6 +178,79 @@ class GridBench(KernelBench):
         return out[0, 0], lse[0, 0]
 
 
+class LinearBench(KernelBench):
+    """Causal linear attention with a decay of each head."""
+
+    name = "lightning"
+    kind = "decay"
+    gives_lse = False
+
+    @classmethod
+    def launch_of(cls, workload: Mapping[str, Any]) -> dict[str, Any]:
+        if [mask for mask in listed(workload.get("mask")) if mask != "causal"] or workload.get("bias"):
+            raise UnsupportedWorkload(f"mask or bias: kernel {cls.name} is causal by itself and runs no other mask, no bias")
+        return {}
+
+    @classmethod
+    def requests(cls, workload: Mapping[str, Any], config: Config, capability: int) -> tuple[Request, ...]:
+        one = cls.of_catalog()
+        arguments = cls.compiled(workload, config) | {"mask": {}, "kind": cls.kind}
+        return (Request(one.module, one.compiler, arguments, capability, disassemble=False),)
+
+    def band_of(self, told: Mapping[str, Any]) -> Band:
+        return Band()  # the recurrence itself looks back only
+
+    def tensors(self, told: dict[str, Any]) -> dict[str, Any]:
+        heads = self.sizes[1]  # slopes as Lightning Attention has them: a geometric series over the heads
+        slopes = [-(2.0 ** (-8.0 * (h + 1) / heads)) for h in range(heads)]
+        return {"log_decay": self.torch.tensor(slopes, device=self.q.device)}
+
+    def call(self, config: Config) -> Callable[[], object]:
+        from einsight.kernels.linear import linear_attention
+
+        return lambda: linear_attention(self.q, self.k, self.v, **self.options, config=config, out=self.out)
+
+    def decay_of(self, b: int, h: int) -> dict[str, Any]:
+        """The decays of one head, as the reference takes them."""
+        return {"log_decay": self.options["log_decay"][h : h + 1]}
+
+    def exact(self, q: Any, k: Any, v: Any, b: int, h: int, dtype: Any) -> tuple[Any, Any]:
+        """The recurrence in float64; in a precision of 16 bits the product form, a chunk at a time with the state carried."""
+        from einsight.kernels import references_linear
+
+        decay = self.decay_of(b, h)
+        if dtype == self.torch.float64:
+            return references_linear.linear_attention(q, k, v, **decay, dtype=dtype)[0][0, 0], None
+        parts, state = [], None
+        for begin in range(0, q.shape[2], CHUNK):
+            part = slice(begin, begin + CHUNK)
+            gates = {name: x[:, :, part] if x.dim() == 4 else x for name, x in decay.items()}
+            given = (x[:, :, part] for x in (q, k, v))
+            out, state = references_linear.plain_linear_attention(*given, **gates, state=state, dtype=dtype)
+            parts.append(out)
+        return self.torch.cat(parts, 2)[0, 0], None
+
+
+class GatedBench(LinearBench):
+    """Causal linear attention with gates per position."""
+
+    name = "gla"
+    kind = "gates"
+
+    @classmethod
+    def requests(cls, workload: Mapping[str, Any], config: Config, capability: int) -> tuple[Request, ...]:
+        (chunks,) = super().requests(workload, config, capability)
+        return chunks, replace(chunks, arguments={**chunks.arguments, "scores": True})
+
+    def tensors(self, told: dict[str, Any]) -> dict[str, Any]:
+        B, _, G, _, N, E, _ = self.sizes  # sigmoid to the power 1/16, as GLA has it
+        raw = self.normal(B, G, N, E, dtype=self.torch.float32)
+        return {"log_gates": self.torch.nn.functional.logsigmoid(raw) / 16}
+
+    def decay_of(self, b: int, h: int) -> dict[str, Any]:
+        return {"log_gates": self.options["log_gates"][b, h // (self.sizes[1] // self.sizes[2])][None, None]}
+
+
 def rank_of(workload: Mapping[str, Any]) -> int:
     """Of the factors of a low-rank bias."""
     return max((int(bias["r"]) for bias in listed(workload.get("bias")) if bias["kind"] == "low_rank"), default=0)
@@ -187,8 +261,10 @@ def grid_of(told: Mapping[str, Any]) -> Neighborhood:
 
 
 BENCHES: Mapping[str, type[KernelBench]] = {
-    made.name: made for made in (AttentionBench, FactorBench, MatrixBench, SigmoidBench, DecodeBench, GridBench)
-}
+    made.name: made for made in (
+        AttentionBench, FactorBench, MatrixBench, SigmoidBench, DecodeBench, GridBench, LinearBench, GatedBench
+    )
+}  # fmt: skip
 """By the kernel's name in the catalogue."""
 FACTORY = "einsight.tuner.benches:bench"
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from einsight.kernels.builds import config_of
 from einsight.kernels.resources import Estimate, compile_offline, source_hash
 from einsight.sim.workload import Workload
 from einsight.tuner.benches import BENCHES, FACTORY
-from einsight.tuner.builds import config_of
 from einsight.tuner.kernel_device import WorkerDevice
 from einsight.tuner.problem import Problem
 from einsight.tuner.record import Environment, Status

@@ -7,13 +7,13 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from einsight.kernels.builds import config_of
 from einsight.kernels.catalog import KERNELS
 from einsight.kernels.spaces import Config
 from einsight.sim.additions import additions_from
 from einsight.sim.hardware import Gpu, find_device, load_hardware
 from einsight.sim.mask import mask_from
 from einsight.sim.workload import Workload
-from einsight.tuner.builds import config_of
 from einsight.tuner.problem import Problem, problem_of
 from einsight.tuner.recorded import Recorded
 from einsight.tuner.space import Space

@@ -2,7 +2,8 @@
 predicted to cost.
 
 Most kernels walk tiles of keys for a tile of queries (`Problem`). Decode packs the query heads of a KV head into a tile's
-rows and cuts the keys into pieces (`PackedProblem`); neighborhood attention works in boxes of a token grid (`BoxProblem`).
+rows and cuts the keys into pieces (`PackedProblem`); neighborhood attention works in boxes of a token grid (`BoxProblem`);
+recurrences work in chunks of positions (`ChunkProblem`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from einsight.kernels.builds import told
 from einsight.kernels.catalog import Kernel
 from einsight.kernels.gna_space import BoxConfig, box_config, box_configurations, excluded_box
 from einsight.kernels.neighborhood import Neighborhood
@@ -28,7 +30,6 @@ from einsight.sim.mapping import Mapping as TileMapping
 from einsight.sim.mapping import Resources, occupancy
 from einsight.sim.predict import IllegalMapping, estimate_of, family_on
 from einsight.sim.workload import Workload
-from einsight.tuner.builds import told
 from einsight.tuner.resources import Build
 from einsight.tuner.space import ELEMENT_BYTES, Space, SpaceError, enumerated
 
@@ -122,19 +123,26 @@ class Problem:
         """What the model sees of a build: it cannot tell builds apart that are equal in this."""
         return self.mapping(config, gpu)
 
+    def as_run(self, config: Config) -> Workload:
+        """The workload as the programs of this build see it."""
+        return replace(self.workload, cascade=self.kernel.cascade)
+
     def seconds(self, seen: Any, gpu: Gpu) -> float:
         """Predicted time of a build, from what is seen of it. Raises SpaceError where the model has no answer."""
-        workload = replace(self.workload, cascade=self.kernel.cascade)
+        return self._seconds(replace(self.workload, cascade=self.kernel.cascade), seen, gpu)
+
+    def _seconds(self, workload: Workload, mapping: TileMapping, gpu: Gpu) -> float:
         try:
             family, made, _ = family_on(workload, gpu, FAMILY)
         except IllegalMapping as error:
             raise SpaceError(f"{self.workload.name} on {gpu.name}: {error}") from None
-        return float(estimate_of(workload, gpu, family, seen, made).time_s[0])
+        return float(estimate_of(workload, gpu, family, mapping, made).time_s[0])
 
-    def mapping(self, config: Config, gpu: Gpu) -> TileMapping:
-        """Tiles and resident blocks: from the table of compiled builds where it has this one, else by closed form."""
+    def mapping(self, config: Config, gpu: Gpu, known: Estimate | None = None) -> TileMapping:
+        """Tiles and resident blocks. `known`: what the build occupies; default: from the table of compiled builds where it
+        has this one, else by closed form."""
         return TileMapping(
-            config.block_m, config.block_n, blocks_per_sm=self._resident(config, gpu), warps=config.num_warps,
+            config.block_m, config.block_n, blocks_per_sm=self._resident(config, gpu, known), warps=config.num_warps,
             stages=config.num_stages,
         )  # fmt: skip
 
@@ -142,8 +150,9 @@ class Problem:
         """What one block of the build occupies."""
         return Build(self.kernel, self.heads, config, gpu).resources(self._estimate(config))
 
-    def _resident(self, config: Config, gpu: Gpu) -> int:
-        known, needs = self._estimate(config), self.needs(config, gpu)
+    def _resident(self, config: Config, gpu: Gpu, known: Estimate | None) -> int:
+        known = known or self._estimate(config)
+        needs = Build(self.kernel, self.heads, config, gpu).resources(known)
         fits = occupancy(gpu.architecture, np.array(float(needs.shared_bytes)), needs.warps, needs.registers_per_thread)
         return max(1, min(known.blocks_per_sm or 1, int(fits)))
 
@@ -159,8 +168,8 @@ class PackedProblem(Problem):
     def rows(self) -> int:
         return self.workload.sizes["h"] // self.workload.sizes["g"] * self.workload.sizes["m"]
 
-    def mapping(self, config: Config, gpu: Gpu) -> TileMapping:
-        sizes, resident = self.workload.sizes, self._resident(config, gpu)
+    def mapping(self, config: Config, gpu: Gpu, known: Estimate | None = None) -> TileMapping:
+        sizes, resident = self.workload.sizes, self._resident(config, gpu, known)
         units = sizes["b"] * sizes["g"] * -(-self.rows // config.block_m)
         splits = round(gpu.sms.value * resident / units)
         splits = max(1, min(splits, -(-sizes["n"] // config.block_n)))
@@ -168,6 +177,30 @@ class PackedProblem(Problem):
             config.block_m, config.block_n, splits, resident, "persistent", pack_gqa=True, warps=config.num_warps,
             stages=config.num_stages,
         )  # fmt: skip
+
+
+class ChunkProblem(Problem):
+    """A recurrence: a tile is a chunk of block_m positions, and a program holds block_n value columns of one head's state.
+
+    The programs of a head read and multiply the same queries and keys, so each is a head of its own to the model.
+    """
+
+    def mapping(self, config: Config, gpu: Gpu, known: Estimate | None = None) -> TileMapping:
+        found = super().mapping(config, gpu, known)
+        return replace(found, block_n=config.block_m)
+
+    def as_run(self, config: Config) -> Workload:
+        sizes = dict(self.workload.sizes)
+        columns = min(config.block_n, sizes["f"])
+        parts = -(-sizes["f"] // columns)
+        return replace(self.workload, cascade=self.kernel.cascade, sizes=sizes | {"b": parts * sizes["b"], "f": columns})
+
+    def seen(self, config: Config, gpu: Gpu) -> Hashable:
+        return self.mapping(config, gpu), self.as_run(config)
+
+    def seconds(self, seen: Any, gpu: Gpu) -> float:
+        mapping, workload = seen
+        return self._seconds(workload, mapping, gpu)
 
 
 class BoxProblem(Problem):
@@ -224,7 +257,9 @@ class BoxProblem(Problem):
         return predict_gna(problem, gpu, kernel, q_tile, kv_tile, kernel.tiling).total_s
 
 
-PROBLEMS: Mapping[str, type[Problem]] = {"decode": PackedProblem, "gna": BoxProblem}
+PROBLEMS: Mapping[str, type[Problem]] = {
+    "decode": PackedProblem, "gna": BoxProblem, "lightning": ChunkProblem, "gla": ChunkProblem,
+}  # fmt: skip
 """Kernels that are no plain `Problem`."""
 
 

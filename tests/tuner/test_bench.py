@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from einsight.kernels.builds import config_of
 from einsight.kernels.catalog import KERNELS
 from einsight.tuner.bench import UnsupportedWorkload
 from einsight.tuner.benches import BENCHES
-from einsight.tuner.builds import config_of
 from einsight.tuner.record import Status
 from einsight.tuner.worker import Worker
 
@@ -28,6 +28,8 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "sigmoid": TOLD | {"cascade": "sigmoid", "mask": ["causal"]},
     "decode": TOLD | {"sizes": SIZES | {"m": 1, "n": 200}, "phase": "decode", "bias": [{"kind": "softcap", "cap": 20.0}]},
     "gna": TOLD | {"sizes": SIZES | {"g": 4, "m": 60, "n": 60}, "mask": [{"gna": GRID}]},
+    "lightning": TOLD | {"sizes": SIZES | {"m": 100, "n": 100}, "cascade": "lightning"},
+    "gla": TOLD | {"sizes": SIZES | {"m": 100, "n": 100}, "cascade": "gla"},
 }
 TILES = {"block_m": 32, "block_n": 32, "num_warps": 2, "num_stages": 1}
 BUILDS = {"gna": {"q0": 4, "q1": 8, "k0": 4, "k1": 4, "num_warps": 2, "num_stages": 1}, "decode": TILES | {"block_m": 16}}
@@ -57,6 +59,7 @@ def test_a_workload_becomes_the_kernels_arguments() -> None:
         ("attention", {"bias": [{"kind": "alibi"}]}, "kernel attention runs softcap and sink"),
         ("flashbias", {"bias": [{"kind": "sink"}]}, "kernel flashbias runs low_rank"),
         ("sigmoid", {"bias": [{"kind": "softcap", "cap": 3.0}]}, "kernel sigmoid runs no bias"),
+        ("gla", {"mask": [{"window": 3}]}, "runs no other mask"),
         ("gna", {"mask": ["causal"]}, "runs one neighborhood"),
         ("gna", SMALL["gna"] | {"bias": [{"kind": "sink"}]}, "kernel gna runs no bias"),
     ],
@@ -83,6 +86,7 @@ def test_what_the_compiler_is_told_beside() -> None:
     assert arguments("attention")[0]["mask"] == {"left": 39, "right": 0, "align": "last"}
     assert arguments("attention")[0]["sink"] is True and arguments("attention")[0]["softcap"] == 20.0
     assert arguments("flashbias")[0]["rank"] == 5
+    assert [a.get("scores", False) for a in arguments("gla")] == [False, True] and arguments("lightning")[0]["kind"] == "decay"
     assert [a.get("merge", False) for a in arguments("decode")] == [False, True]  # the pieces, and what joins them
     assert arguments("gna")[0]["tiles"] == [[4, 8], [4, 4]] and arguments("gna")[0]["neighborhood"]["window"] == [3, 5]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from einsight.kernels.builds import config_of, told
 from einsight.kernels.catalog import KERNELS
 from einsight.kernels.decode_space import decode_excluded
 from einsight.kernels.gna_space import BoxConfig
@@ -20,9 +21,8 @@ from einsight.sim.hardware import Gpu, load_hardware
 from einsight.sim.mapping import Mapping as TileMapping
 from einsight.sim.workload import Workload
 from einsight.tuner import prior
-from einsight.tuner.builds import config_of, told
 from einsight.tuner.pool import ALIKE, TIED, spread_order
-from einsight.tuner.problem import BoxProblem, PackedProblem, Problem, computes, kinds, problem_of
+from einsight.tuner.problem import BoxProblem, ChunkProblem, PackedProblem, Problem, computes, kinds, problem_of
 from einsight.tuner.space import SpaceError
 
 GRID = {"gna": {"layout": [12, 20], "window": [6, 10], "stride": [2, 2]}}
@@ -33,6 +33,8 @@ WORKLOADS = {
     "attention_with_bias": Workload.attention(heads=8, seq_q=2048, head_dim=64, bias="dense_bias"),
     "sigmoid": Workload.attention(heads=8, seq_q=2048, head_dim=64, cascade="sigmoid"),
     "decode": Workload.attention(batch=4, heads=32, kv_heads=8, seq_q=1, seq_kv=8192, head_dim=128, cascade="split_kv"),
+    "lightning": Workload.attention(heads=8, seq_q=2048, head_dim=128, cascade="lightning"),
+    "gla": Workload.attention(heads=8, seq_q=2048, head_dim=128, cascade="gla"),
     "gna": Workload.attention(heads=8, seq_q=240, head_dim=64, mask=[GRID]),
 }
 
@@ -80,6 +82,19 @@ def test_decode_packs_the_query_heads_and_follows_its_own_rules() -> None:
         full = gpu.sms.value * mapping.blocks_per_sm
         assert mapping.pack_gqa and mapping.schedule == "persistent"
         assert abs(blocks - full) <= 16 or mapping.splits == math.ceil(8192 / config.block_n)  # as near as whole pieces get
+
+
+def test_value_columns_of_a_recurrence_are_shared_by_programs() -> None:
+    """8 heads leave most SMs idle, so narrower programs are faster; with enough heads they only repeat the scores."""
+    few, many = (
+        problem_of(KERNELS["gla"], Workload.attention(heads=h, seq_q=2048, head_dim=128, cascade="gla"), 90) for h in (8, 512)
+    )
+    gpu = gpu_of()
+    wide, narrow = Config(64, 128, 4, 2), Config(64, 32, 4, 2)
+    assert isinstance(few, ChunkProblem) and isinstance(many, ChunkProblem)
+    assert few.seconds(few.seen(narrow, gpu), gpu) < few.seconds(few.seen(wide, gpu), gpu)
+    same = TileMapping(64, 64, blocks_per_sm=2)
+    assert many.seconds((same, many.as_run(narrow)), gpu) > many.seconds((same, many.as_run(wide)), gpu)
 
 
 def test_neighborhoods_work_in_boxes() -> None:
