@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from einsight.kernels.catalog import KERNELS, Kernel
@@ -20,12 +20,19 @@ from einsight.kernels.spaces import LIMITS, Config, Heads
 from einsight.kernels.table import FILE, load, name_of, representative, save
 
 CAPABILITIES = (80, 89, 90, 100, 120)
-CONFIGS = {
+CONFIGS: Mapping[int, tuple[Config, ...]] = {
     64: (Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 3), Config(128, 128, 8, 2), Config(128, 32, 4, 2)),
     128: (Config(128, 64, 8, 3), Config(64, 64, 4, 2), Config(128, 128, 8, 2), Config(128, 32, 8, 2), Config(64, 32, 4, 3)),
 }
-"""Builds beside the default one, by head dimension."""
-WIDTHS = {"attention": (64, 128), "flashbias": (128,), "attention_with_bias": (128,)}
+"""Builds beside the default one, by head dimension, of the kernels that `OTHERS` does not name."""
+FEW_ROWS = (Config(16, 64, 4, 3), Config(16, 128, 4, 2), Config(32, 64, 4, 2), Config(16, 64, 2, 2), Config(64, 64, 4, 2))
+CHUNKS = (Config(64, 32, 4, 1), Config(32, 64, 4, 1), Config(64, 64, 8, 1), Config(64, 32, 4, 2), Config(32, 32, 2, 1))
+OTHERS: Mapping[str, tuple[Config, ...]] = {"decode": FEW_ROWS, "lightning": CHUNKS, "gla": CHUNKS}
+"""Builds beside the default one of kernels whose tiles mean something else: see their spaces."""
+WIDTHS = {
+    "attention": (64, 128), "flashbias": (128,), "attention_with_bias": (128,), "sigmoid": (64, 128), "gna": (128,),
+    "decode": (128,), "lightning": (128,), "gla": (128,),
+}  # fmt: skip
 """The kernels of the table and their head dimensions."""
 
 
@@ -35,7 +42,7 @@ def builds(kernels: tuple[Kernel, ...], capabilities: tuple[int, ...]) -> Iterat
         for kernel in kernels:
             for width in WIDTHS[kernel.name]:
                 heads = Heads(width, width, rank=kernel.rank, matrix=kernel.matrix)
-                for config in (kernel.default(width, width), *CONFIGS[width]):
+                for config in dict.fromkeys((kernel.default(width, width), *OTHERS.get(kernel.name, CONFIGS[width]))):
                     if not kernel.excluded(heads, config, LIMITS[capability]):
                         request = representative(kernel, heads, config, capability)
                         yield kernel, name_of(kernel, heads, config, capability), request

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +44,13 @@ def run(
         str | None,
         typer.Option("--sweep", metavar="n=1k:128k", help="Walk a size, n=FROM:TO[:POINTS][:log|linear] or n=1k,4k."),
     ] = None,
+    kernel: Annotated[str | None, typer.Option(metavar="NAME", help="One of our kernels, with --config.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="A build of --kernel: BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where the build's resources come from: compiled, table or closed_form.")
+    ] = None,
     within: Annotated[str | None, typer.Option(metavar="TIME", help="With --sweep: the most under this time.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="Draw the roofline (or the sweep).")] = None,
     as_json: Json = False,
@@ -55,6 +62,15 @@ def run(
     shape = options.Shape(
         cascade, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias, cache
     )
+    if kernel is None and (config or source):
+        raise CommandError("--kernel", None, f"a kernel beside --{'config' if config else 'source'}; see `einsight kernels`")
+    if kernel is not None:
+        if axis is not None or plot is not None:
+            raise CommandError("--kernel", kernel, f"a build without {'--sweep' if axis else '--plot'} beside it")
+        from einsight.cli.simulate_kernel import predictions  # kernels and resources: only for a build
+
+        columns = predictions(kernel, config, source, files or [], model, shape, target or [])
+        return print_json([p.as_json() for c in columns for p in c]) if as_json else _print(columns)
     found = options.cases(files or [], model, shape)
     if axis is not None:
         return _sweep(found, target or [], axis, within, plot, as_json)
@@ -71,7 +87,11 @@ def run(
         save(roofline_figure([roofline(h, every) for h in hardware if isinstance(h, Gpu)]), plot)
     if as_json:
         return print_json([p.as_json() for p in every])
-    for column in by_workload:
+    _print(by_workload)
+
+
+def _print(columns: Iterable[Sequence[Prediction]]) -> None:
+    for column in columns:
         print_predictions(column)
 
 

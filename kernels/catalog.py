@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from einsight.kernels.decode_space import DECODE, decode_excluded, default_decode_config
+from einsight.kernels.linear_space import LINEAR, default_linear_config, linear_excluded
 from einsight.kernels.spaces import ATTENTION, GNA, Config, Heads, Limits, Space, default_config, excluded
 
 
@@ -110,6 +111,30 @@ KERNELS: Mapping[str, Kernel] = {
             compiler="compile_named",
             space=ATTENTION,
             summary="fused sigmoid attention: bias -log N, causal, window, GQA, lengths; fp16, bf16; forward",
+        ),
+        Kernel(
+            name="lightning",
+            cascade="lightning",
+            module="einsight.kernels.linear",
+            function="linear_attention",
+            compiler="compile_named",
+            space=LINEAR,
+            summary="chunked causal linear attention with a carried state, one decay a head (`log_decay`); GQA; forward",
+            compile_options={"kind": "decay"},
+            excluded=linear_excluded,
+            default=default_linear_config,
+        ),
+        Kernel(
+            name="gla",
+            cascade="gla",
+            module="einsight.kernels.linear",
+            function="linear_attention",
+            compiler="compile_named",
+            space=LINEAR,
+            summary="chunked causal linear attention with a carried state, gates per position (`log_gates`); GQA; forward",
+            compile_options={"kind": "gates"},
+            excluded=linear_excluded,
+            default=default_linear_config,
         ),
     )
 }
