@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -99,12 +103,21 @@ def run(
     live = tune_search.Live(
         whole(trials, "--trials"), seed, sampler, prior, record, storage, whole(ahead, "--ahead"), not no_stop, out, key or "",
     )  # fmt: skip
-    if replay is not None:
-        return tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
-    if kernel is None:
-        raise CommandError("tune", "no kernel", "a kernel such as `attention`, or --replay FILE")
-    asked = tune_predict.Asked(kernel, shape, workload)
-    return tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
+    with _plain_warnings():
+        if replay is not None:
+            return tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
+        if kernel is None:
+            raise CommandError("tune", "no kernel", "a kernel such as `attention`, or --replay FILE")
+        asked = tune_predict.Asked(kernel, shape, workload)
+        return tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """A repaired record is told in one line, without the place in the code that noticed it."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"einsight: {message}", file=sys.stderr)
+        yield
 
 
 def _need_optuna() -> None:

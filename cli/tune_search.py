@@ -126,7 +126,7 @@ def print_outcome(outcome: Tuned, live: Live) -> None:
     order = ranked(outcome.raced or outcome.measured)
     tied = outcome.tied
     rows = [
-        (_text(m), format_time(m.time_s), f"{100 * (m.time_s / order[0].time_s - 1):.1f} %", "tied" if m in tied else "")
+        (_text(m), format_time(m.time_s), f"{100 * (m.time_s / order[0].time_s - 1):.1f} %", "tied" if m in tied and len(tied) > 1 else "")
         for m in order[:SHOWN]
     ]
     heading = "Finalists, measured in turns" if outcome.raced else "Fastest"
