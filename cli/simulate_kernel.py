@@ -11,6 +11,7 @@ from einsight.cli import workload as options
 from einsight.cli.parsing import CommandError
 from einsight.kernels.catalog import Kernel
 from einsight.kernels.resources import EXCLUDED, OK, Estimate
+from einsight.kernels.spaces import LIMITS
 from einsight.sim.hardware import Gpu, load_hardware
 from einsight.sim.predict import predict, speedups
 from einsight.sim.prediction import Later, Prediction
@@ -43,28 +44,30 @@ def prediction(kernel: Kernel, text: str, source: str | None, workload: Workload
         raise CommandError("--kernel", kernel.name, "a kernel without boxes of tokens; `einsight gna` predicts those")
     config = resources.config_from(text)
     problem = problem_of(kernel, workload, resources.capability_of(gpu))
-    estimate = Build(kernel, problem.heads, config, gpu).estimate(source, resources.cache_folder())
-    if estimate.status not in (OK, EXCLUDED) or not estimate.blocks_per_sm:
+    build = Build(kernel, problem.heads, config, gpu)
+    estimate = build.estimate(source, resources.cache_folder())
+    if estimate.status not in (OK, EXCLUDED) or estimate.blocks_per_sm == 0:
         raise ResourceError(f"{kernel.name} {config} cannot run on {gpu.name}: {estimate.status}: {estimate.reason}")
     mapping = problem.mapping(config, gpu, estimate)
     made = predict(problem.as_run(config), f"{target}:{FAMILY}", mapping=mapping)
-    notes = (*_notes(problem, estimate, gpu, mapping.blocks_per_sm), *_columns(problem, config.block_n))
+    notes = (*_notes(build, estimate, mapping.blocks_per_sm), *_columns(problem, config.block_n))
     speedup = Later(partial(speedups, workload, gpu, target.partition(":")[0], made.time_s))
     told = {"workload": workload.name, "key": workload.key, "speedup": speedup}
     return replace(made, **told, assumptions=(*notes, *made.assumptions))  # type: ignore[arg-type]
 
 
-def _notes(problem: Problem, estimate: Estimate, gpu: Gpu, resident: int) -> Iterator[str]:
+def _notes(build: Build, estimate: Estimate, resident: int) -> Iterator[str]:
     """What the prediction takes from the build: its resources, and what they mean for the time."""
-    limits = problem.limits
+    limits = LIMITS[build.capability]
     registers = f"{estimate.registers} registers a thread" if estimate.registers else "registers a thread not known"
+    shared = "shared memory not known" if estimate.shared_bytes is None else f"{estimate.shared_bytes} bytes of shared memory"
     tmem = f", {estimate.tmem_columns} columns of tensor memory" if estimate.tmem_columns else ""
     yield (
-        f"build: {registers}, {estimate.shared_bytes} bytes of shared memory{tmem} ({estimate.source}): "
-        f"{resident} of {limits.warps // (estimate.warps or 1)} blocks per SM that its warps alone allow"
+        f"build: {registers}, {shared}{tmem} ({estimate.source}): {resident} of the "
+        f"{limits.warps // (estimate.warps or 1)} blocks per SM that its warps alone allow"
     )
-    if estimate.registers is None:
-        yield "registers of the build are taken as its accumulators and 40 more; spills are not known"
+    if estimate.registers is None and estimate.shared_bytes is not None:
+        yield f"registers of the build are taken as its accumulators and {build.beside} more; spills are not known"
     if estimate.spill_bytes:
         yield f"the build spills {estimate.spill_bytes} bytes a thread to memory, which the time leaves out: it will be slower"
     if estimate.status == EXCLUDED:

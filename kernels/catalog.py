@@ -29,6 +29,7 @@ class Kernel:
     compile_options   further arguments of `compiler`
     excluded   why a build of the space is left out for head dimensions and limits, "" when it is in
     default    the build taken for E and F where none is given
+    closed     whether `spaces.shared_bytes` and `spaces.tmem_columns` are closed forms of what it occupies
     """
 
     name: str
@@ -44,6 +45,7 @@ class Kernel:
     compile_options: Mapping[str, Any] = field(default_factory=dict)
     excluded: Rule = excluded
     default: Callable[[int, int], Config] = default_config
+    closed: bool = True
 
 
 KERNELS: Mapping[str, Kernel] = {
@@ -123,6 +125,7 @@ KERNELS: Mapping[str, Kernel] = {
             compile_options={"kind": "decay"},
             excluded=linear_excluded,
             default=default_linear_config,
+            closed=False,
         ),
         Kernel(
             name="gla",
@@ -135,6 +138,7 @@ KERNELS: Mapping[str, Kernel] = {
             compile_options={"kind": "gates"},
             excluded=linear_excluded,
             default=default_linear_config,
+            closed=False,
         ),
     )
 }

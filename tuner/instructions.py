@@ -6,7 +6,8 @@ selection and of layout, all of them written down here and none fitted:
 - a sum with a matrix product is the product's accumulator, opened with the other operand: no instruction where that
   operand was just multiplied, one multiplication where it has to be brought to the scale of the product;
 - a sum one of whose operands is an elementwise product is a fused multiply-add: one instruction for both;
-- exp(x - y) is one fused multiply-add (log2 e times x, less y in those units) and one EX2;
+- exp(x - y) is one fused multiply-add (log2 e times x, less y in those units) and one EX2; the sum in sigmoid(x + y) goes
+  into the multiply-add before its EX2 in the same way;
 - a value without key or feature index is held by the four lanes that share a row of an accumulator (PTX ISA, fragments of
   mma.m16n8 and of wgmma): computed in each; a reduction over keys is done in each lane over its quarter, then in two
   exchanges.
@@ -27,7 +28,7 @@ from einsight.einsum.resolve import resolve
 from einsight.kernels.catalog import Kernel
 from einsight.kernels.spaces import Config, Heads
 from einsight.sim.hardware import Architecture
-from einsight.sim.work import kernels
+from einsight.sim.work import QUERY, kernels
 
 LANES_OF_ROW = 4  # that hold one row of an accumulator
 EXCHANGES = 2  # log2 of them
@@ -53,13 +54,10 @@ def found_mix(loop: Mapping[str, int]) -> LoopMix:
 
 
 def expected_mix(kernel: Kernel, heads: Heads, config: Config, arch: Architecture) -> LoopMix | None:
-    """The mix that the kernel's cascade asks for on tiles of this build; None for tensor memory, whose accumulators lie
-    elsewhere, and for warps that lie along the columns of a tile and so repeat the work on rows."""
-    if arch.instructions not in ("mma.sync", "wgmma") or config.block_m < 16 * config.num_warps:
+    """The mix that the kernel's cascade asks for on tiles of this build; None where `why_unchecked` has a reason."""
+    if why_unchecked(kernel, heads, config, arch):
         return None
-    asynchronous = arch.instructions == "wgmma" and config.block_m >= 64 and config.num_warps % WARPS_OF_GROUP == 0
-    if not asynchronous and config.block_m < heads.tile_f:  # Triton's choice for mma.sync; see `spaces.shared_bytes`
-        return None
+    asynchronous = _asynchronous(config, arch)
     cascade = composed(kernel)
     sweep = kernels(cascade, True)[0].sweeps[0]
     einsums = {e.name: e for e in cascade.einsums if e.name in sweep.einsums}
@@ -78,6 +76,21 @@ def expected_mix(kernel: Kernel, heads: Heads, config: Config, arch: Architectur
             fp32 += applications * cost.get("vector", 0.0) * (not _folded(entry, einsums, products))
     threads = arch.warp_threads * config.num_warps
     return LoopMix(tensor, special / threads, fp32 / threads)
+
+
+def why_unchecked(kernel: Kernel, heads: Heads, config: Config, arch: Architecture) -> str:
+    """Why no rule says what the inner loop of this build is made of; "" where one does."""
+    if arch.instructions not in ("mma.sync", "wgmma"):
+        return "accumulators lie in tensor memory"
+    if composed(kernel).rank(QUERY) is None:
+        return "a chunk's decays and masks are made where their operands lie, some of them before the loop"
+    if config.block_m < 16 * config.num_warps or (not _asynchronous(config, arch) and config.block_m < heads.tile_f):
+        return "warps lie along the columns of a tile and repeat the work on its rows"  # see `spaces.shared_bytes`
+    return ""
+
+
+def _asynchronous(config: Config, arch: Architecture) -> bool:
+    return arch.instructions == "wgmma" and config.block_m >= 64 and config.num_warps % WARPS_OF_GROUP == 0
 
 
 def composed(kernel: Kernel) -> Cascade:
@@ -118,8 +131,8 @@ def _folded(entry: Count, einsums: Mapping[str, Einsum], products: set[str]) -> 
     root = einsum.expression
     if entry.reduces:
         return False
-    if entry.klass == "sub":
-        return isinstance(root, Apply) and root.op == "exp"
+    if entry.klass in ("add", "sub") and isinstance(root, Apply) and root.op in ("exp", "sigmoid"):
+        return True
     if entry.klass == "add":  # the accumulator of a product, opened with what was just multiplied
         others = _operands(root) - products
         return bool(_operands(root) & products) and any(n in einsums and _is(einsums[n].expression, "*") for n in others)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,3 +119,42 @@ def test_a_build_that_cannot_run_has_no_mapping(status: str) -> None:
     else:
         with pytest.raises(ValueError, match="294912 bytes"):
             build.mapping(estimate)
+
+
+def recorded() -> Iterator[tuple[Heads, Config, dict[str, Any]]]:
+    """Offline compilations of another attention kernel: no causal mask, its scale a multiplication of every score."""
+    folder = Path(os.environ.get("EINSIGHT_REFERENCE", Path(__file__).parents[3] / "shared" / "reference"))
+    file = folder / "triton_offline_compile.jsonl"
+    if not file.exists():
+        pytest.skip(f"{file} is not there (name the folder by EINSIGHT_REFERENCE)")
+    for row in map(json.loads, file.read_text().splitlines()):
+        yield Heads(row["D"], row["D"]), Config(row["BM"], row["BN"], row["nw"], row["ns"]), row
+
+
+def test_recorded_loops_are_what_the_rules_ask_for() -> None:
+    """Every recorded build without spills for which there is a rule, its multiplications by the scale counted as well."""
+    checked = 0
+    for heads, config, row in recorded():
+        expected = expected_mix(KERNELS["attention"], heads, config, gpus()[row["cc"]].architecture)
+        if expected is None or row["stack"]:
+            continue
+        scale = config.block_m * config.block_n / (32 * config.num_warps)
+        assert agrees(replace(expected, fp32=expected.fp32 + scale), found_mix(row["h"])), (row, expected)
+        checked += 1
+    assert checked == 85
+
+
+def test_registers_of_recorded_and_tabled_builds_are_near_the_estimate_without_a_compiler() -> None:
+    """The estimate is for our kernels; the recorded one is simpler and takes fewer. Half of each lie within a fifth."""
+    ours, theirs = [], []
+    for _, build, estimate in builds():
+        if build.kernel.closed and estimate.status == "ok" and not estimate.spill_bytes:
+            guessed = build.resources(replace(estimate, registers=None)).registers_per_thread
+            ours.append(guessed / (estimate.registers or 1))
+    for heads, config, row in recorded():
+        if row["stack"] == 0 and row["tmem"] <= 512:
+            build = Build(KERNELS["attention"], heads, config, gpus()[row["cc"]])
+            theirs.append(build.resources(build.estimate("closed_form")).registers_per_thread / row["reg"])
+    assert len(ours) > 90 and len(theirs) > 150
+    assert 0.95 < np.median(ours) < 1.05 and np.mean(np.abs(np.log(ours)) < np.log(1.2)) > 0.5
+    assert 1.0 <= np.median(theirs) < 1.25 and np.max(theirs) < 2.0
