@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from einsight.kernels.attention import LOG2_E, check_inputs
-from einsight.kernels.attention_backward import load_rows
+from einsight.kernels.attention_tiles import load_rows
 from einsight.kernels.band import Band, band
 from einsight.kernels.spaces import Config, default_config
 from einsight.kernels.tiles import seen_in_band, tile_range
