@@ -72,6 +72,9 @@ def run(
     if shared not in SHARED:
         raise CommandError("--shared", shared, f"one of {', '.join(SHARED)}")
     base = load(cascade or "one_pass")
+    if base.mark("score") is None or base.mark("slope") is not None:
+        lacks = "which has no score to add a bias to" if base.mark("score") is None else "which computes gradients"
+        raise CommandError("--cascade", f"{base.name}, {lacks}", "a forward pass that marks its score, such as one_pass or sigmoid")
     drops = ignores_row_constants(base)
     wide = length(head_dim, "--head-dim") or options.DEFAULT_HEAD_DIM
     found = given.analysis(Wanted(energy, output_error), wide, causal, drops)
@@ -194,7 +197,7 @@ FORM_TEXT = {"low_rank": "two contractions in one kernel", "concatenated": "conc
 def _traffic(t: BiasTimes, plain: Workload) -> dict[str, Any]:
     """The tile loop without any L2, and the theorem: two models beside that of the times."""
     s, width = plain.sizes, DTYPE_BYTES[plain.dtype]
-    shape = traffic.Shape(s["m"], s["n"], s["e"], s["f"], int(t.none.mapping["block_m"]))
+    shape = traffic.Shape(s["m"], s["n"], s["e"], s["f"], _rows_at_once(t))
     out: dict[str, Any] = {
         "tile_loop": {
             "block_m": shape.block_m, "dense_elements": traffic.dense_elements(shape),
@@ -210,6 +213,12 @@ def _traffic(t: BiasTimes, plain: Workload) -> dict[str, Any]:
             "ratio_with_constants": traffic.theorem_ratio_with_constants(s["e"], t.rank, capacity),
         }  # fmt: skip
     return out
+
+
+def _rows_at_once(t: BiasTimes) -> int:
+    """Queries that share one load of a key: a block's on a GPU, those of a pass over the keys on an array."""
+    found = t.none.mapping
+    return int(found["block_m"] if "block_m" in found else found["query_rows_per_block"])
 
 
 def _traffic_lines(found: dict[str, Any]) -> list[str]:

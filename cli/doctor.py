@@ -13,7 +13,7 @@ from typing import Any
 
 from einsight.cli.output import Json, print_json, print_table
 
-BASE = ("numpy", "scipy", "networkx", "pyyaml", "typer", "rich", "matplotlib", "threadpoolctl")
+BASE = ("numpy", "scipy", "scikit-learn", "networkx", "pyyaml", "typer", "rich", "matplotlib", "threadpoolctl")
 EXTRAS = {
     "gpu": ("torch", "triton"),
     "tune": ("optuna", "psycopg2-binary"),

@@ -4,9 +4,9 @@ Rows are centred first where softmax allows it: what is added to a whole row has
 leaves the smallest rank that any such choice leaves. A table with a large mean looks easier than it is otherwise: the mean
 is most of its energy, and none of its effect.
 
-A head's decomposition starts with its first singular triplets (randomised range finder with power iterations: Halko,
-Martinsson and Tropp 2011, arXiv 0909.4061, algorithm 4.4) and takes more of them only while the energy asked for is not
-reached. The whole energy is known beforehand, as the sum of squares of the matrix.
+A head's decomposition starts with its first singular triplets (scikit-learn's randomised range finder with power iterations:
+Halko, Martinsson and Tropp 2011, arXiv 0909.4061) and takes more of them only while the energy asked for is not reached. The
+whole energy is known beforehand, as the sum of squares of the matrix.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ def checked_energy(energy: float) -> float:
 
 @cache
 def _libraries() -> ThreadpoolController:
-    """The linear algebra libraries that are loaded; finding them takes milliseconds."""
+    """The linear algebra libraries, NumPy's and SciPy's; finding them takes milliseconds."""
+    import scipy.linalg  # noqa: F401  only what is loaded is found, and SciPy may bring a BLAS of its own
+
     return ThreadpoolController()
 
 
@@ -192,42 +194,14 @@ def _sum_of_squares(matrix: Matrix, means: Array) -> float:
 
 
 def _leading(matrix: Matrix, means: Array, number: int) -> tuple[Matrix, Array, Matrix]:
-    """The leading `number` triplets of matrix - means (fewer when its rank is lower), without forming the difference."""
-    column = means.astype(matrix.dtype)[:, None]
-    transpose = np.ascontiguousarray(matrix.T) if matrix.size <= WHOLE**2 else matrix.T
-    width = min(number + OVERSAMPLED, *matrix.shape)
-    start = np.random.default_rng(0).standard_normal((matrix.shape[1], width)).astype(matrix.dtype)
+    """The leading `number` triplets of matrix - means."""
+    from sklearn.utils.extmath import randomized_svd  # most of a second of import, only where a matrix is decomposed
 
-    def times(x: Matrix) -> Matrix:
-        return np.asarray(matrix @ x - column * x.sum(axis=0))
-
-    def transposed(y: Matrix) -> Matrix:
-        return transpose @ y - column.T @ y
-
-    basis = _spread(times(start))
-    for _ in range(POWER_ITERATIONS):
-        basis = _spread(times(_spread(transposed(basis))))
-    basis = _spread(basis)  # once more: orthonormal to rounding, now that no direction is small
-    rows = transposed(basis)
-    squares, turn = np.linalg.eigh((rows.T @ rows).astype(np.float64))
-    kept = np.argsort(squares)[::-1][:number]
-    kept = kept[squares[kept] > squares.max(initial=0.0) * float(np.finfo(matrix.dtype).eps)]
-    singular = np.sqrt(squares[kept])
-    turned = turn[:, kept].astype(matrix.dtype)
-    right = rows @ turned / singular.astype(matrix.dtype)
-    return basis @ turned, singular, np.ascontiguousarray(right.T)
-
-
-def _spread(columns: Matrix) -> Matrix:
-    """A basis of the columns, orthonormal but for rounding that small directions magnify.
-
-    By the eigenvectors of their Gram matrix: small products instead of a factorisation. Directions of less than
-    sqrt(eps) of the largest are lost; their energy is below eps.
-    """
-    squares, turn = np.linalg.eigh((columns.T @ columns).astype(np.float64))
-    kept = squares > squares.max(initial=0.0) * 4 * float(np.finfo(columns.dtype).eps)
-    turned = turn[:, kept] / np.sqrt(squares[kept])
-    return np.asarray(columns @ np.asarray(turned, dtype=columns.dtype))
+    centred = matrix - means.astype(matrix.dtype)[:, None] if means.any() else matrix
+    left, singular, right = randomized_svd(
+        centred, number, n_oversamples=OVERSAMPLED, n_iter=POWER_ITERATIONS, power_iteration_normalizer="QR", random_state=0
+    )  # without normalising, powers of a matrix in fp32 lose its small triplets
+    return left, singular, right
 
 
 # -- heads and layers -------------------------------------------------------------------------------------------------
