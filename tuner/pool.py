@@ -176,10 +176,10 @@ def first_count(size: int) -> int:
     return min(size, FIRST, max(FEWEST, size // 10))
 
 
-def spread_order(coordinates: Floats, prior: Floats, count: int) -> list[int]:
+def spread_order(coordinates: Floats, prior: Floats, count: int, most_alike: int = ALIKE) -> list[int]:
     """`count` rows in the order of the prior (log time); of those it cannot tell apart, the one farthest from the chosen.
 
-    A row is passed over where `ALIKE` chosen ones differ from it in a single parameter.
+    A row is passed over where `most_alike` chosen ones differ from it in a single parameter.
     """
     order = np.argsort(prior, kind="stable")
     chosen: list[int] = []
@@ -192,7 +192,7 @@ def spread_order(coordinates: Floats, prior: Floats, count: int) -> list[int]:
         chosen.append(row)
         gap = np.minimum(gap, np.linalg.norm(coordinates - coordinates[row], axis=1))
         alike += np.count_nonzero(coordinates != coordinates[row], axis=1) <= 1
-        left = left[(alike[left] < ALIKE) & (left != row)]
+        left = left[(alike[left] < most_alike) & (left != row)]
     return chosen
 
 
