@@ -73,8 +73,8 @@ def run(
         raise CommandError("--shared", shared, f"one of {', '.join(SHARED)}")
     base = load(cascade or "one_pass")
     if base.mark("score") is None or base.mark("slope") is not None:
-        lacks = "which has no score to add a bias to" if base.mark("score") is None else "which computes gradients"
-        raise CommandError("--cascade", f"{base.name}, {lacks}", "a forward pass that marks its score, such as one_pass or sigmoid")
+        lacks = "has no score to add a bias to" if base.mark("score") is None else "computes gradients"
+        raise CommandError("--cascade", f"{base.name}, which {lacks}", "a forward pass that marks its score, such as one_pass")
     drops = ignores_row_constants(base)
     wide = length(head_dim, "--head-dim") or options.DEFAULT_HEAD_DIM
     found = given.analysis(Wanted(energy, output_error), wide, causal, drops)

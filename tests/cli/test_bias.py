@@ -140,7 +140,7 @@ def test_an_array_has_times_and_a_tile_loop_of_its_rows(einsight: Einsight) -> N
     words = ("bias", "--kind", "alibi", "--heads", "8", "--seq", "2048", "--target", "fusemax")
     ran = einsight(*words)
     assert ran.code == 0 and "tile loop of" in ran.out and "theorem" not in ran.out
-    assert json.loads(einsight(*words, "--json").out)["traffic"]["fusemax"]["tile_loop"]["block_m"] > 0
+    assert einsight(*words, "--json").json["traffic"]["fusemax"]["tile_loop"]["block_m"] > 0
 
 
 def test_what_is_not_useful_is_said_with_its_curve(einsight: Einsight, files: Path) -> None:
