@@ -4,9 +4,6 @@ The kernel is in `attention_forward`. Tiles are read through pointers, or throug
 for them and the inputs allow it.
 """
 
-# mypy: disable-error-code="untyped-decorator,no-untyped-def"
-# (a Triton kernel's arguments have no Python types)
-
 from __future__ import annotations
 
 import math
@@ -14,14 +11,12 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from einsight.kernels.attention_forward import forward
 from einsight.kernels.attention_launch import LOG2_E as LOG2_E
 from einsight.kernels.attention_launch import (
-    AttentionConfig,
     Bias,
     Pass,
     Setting,
@@ -31,76 +26,18 @@ from einsight.kernels.attention_launch import (
     strides,
     variant,
 )
+from einsight.kernels.attention_space import AttentionConfig, attention_config, fp8_refusal, path_refusal
 from einsight.kernels.band import Band, band
 from einsight.kernels.spaces import Config, default_config
 
 DTYPES = (torch.float16, torch.bfloat16)
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-FP8_CAPABILITY = 89  # the first with fp8 tensor cores
 # Softmax weights are at most 1, and e4m3 has no more than 2^-9 below it: scaled by 2^8 they use its range up to 448.
 FP8_WEIGHT_BITS = 8
-DESCRIPTOR_CAPABILITY, DESCRIPTOR_ALIGNMENT = 90, 16  # the first with a unit that reads them; bytes
+DESCRIPTOR_ALIGNMENT = 16  # bytes
 HEAD_DIMS = (32, 256)  # smallest and largest E and F; between powers of two the tile is padded
 Descales = tuple[Tensor | None, Tensor | None, Tensor | None]
 NO_DESCALES: Descales = (None, None, None)
-
-
-@triton.jit
-def _walk(acc, top, total, q, k_tile, v_tile, stride_kn, stride_vn, lo, hi, used_n, diagonal, left, right,
-          scale_log2, cap_log2, E: tl.constexpr, F: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr,
-          BLOCK_N: tl.constexpr, BORDER: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-          HAS_CAP: tl.constexpr):  # fmt: skip
-    """Take the key tiles lo, lo + BLOCK_N, ... < hi into the running state; `k_tile`, `v_tile` point at key lo.
-
-    `top` is the running maximum in units of log 2, `total` the running sum, `acc` the unnormalised output.
-    """
-    offs_n = tl.arange(0, BLOCK_N)
-    offs_e = tl.arange(0, BLOCK_E)
-    offs_f = tl.arange(0, BLOCK_F)
-    k_offsets = offs_n[None, :] * stride_kn + offs_e[:, None]
-    v_offsets = offs_n[:, None] * stride_vn + offs_f[None, :]
-    for start in tl.range(lo, hi, BLOCK_N):
-        key = start + offs_n
-        if BORDER:
-            k = tl.load(k_tile + k_offsets, mask=(key < used_n)[None, :] & (offs_e < E)[:, None], other=0.0)
-        elif E < BLOCK_E:
-            k = tl.load(k_tile + k_offsets, mask=(offs_e < E)[:, None], other=0.0)
-        else:
-            k = tl.load(k_tile + k_offsets)
-        score = tl.dot(q, k)
-        if HAS_CAP:  # cap * tanh(score / cap), with scale_log2 = 2 scale / cap log2(e): one exponential, one division
-            score = cap_log2 - 2.0 * cap_log2 / (1.0 + tl.exp2(score * scale_log2))
-        if BORDER:
-            seen = (key < used_n)[None, :]
-            if HAS_LEFT:
-                seen = seen & (key[None, :] + left >= diagonal[:, None])
-            if HAS_RIGHT:
-                seen = seen & (key[None, :] - right <= diagonal[:, None])
-            score = tl.where(seen, score, -float("inf"))
-        # The scale is positive, so it commutes with the maximum: one multiplication per row instead of one per score,
-        # and the subtraction below becomes one fused multiply-add.
-        peak = tl.max(score, 1)
-        if not HAS_CAP:
-            peak = peak * scale_log2
-        new_top = tl.maximum(top, peak)
-        base = new_top
-        if BORDER:  # a row that has seen no key yet: -inf - -inf would be NaN
-            base = tl.where(new_top == -float("inf"), 0.0, new_top)
-        weight = tl.exp2(score - base[:, None]) if HAS_CAP else tl.exp2(score * scale_log2 - base[:, None])
-        decay = tl.exp2(top - base)
-        total = total * decay + tl.sum(weight, 1)
-        if BORDER:
-            v = tl.load(v_tile + v_offsets, mask=(key < used_n)[:, None] & (offs_f < F)[None, :], other=0.0)
-        elif F < BLOCK_F:
-            v = tl.load(v_tile + v_offsets, mask=(offs_f < F)[None, :], other=0.0)
-        else:
-            v = tl.load(v_tile + v_offsets)
-        acc = acc * decay[:, None]
-        acc = tl.dot(weight.to(v.dtype), v, acc)
-        top = new_top
-        k_tile += BLOCK_N * stride_kn
-        v_tile += BLOCK_N * stride_vn
-    return acc, top, total, k_tile, v_tile
 
 
 def attention(
@@ -204,31 +141,30 @@ def forward_pass(q: Tensor, k: Tensor, v: Tensor, setting: Setting, config: Conf
     config = config or default_config(E, F)
     first, second = (None, None) if bias is None else (bias.first, bias.second)
     of_second = strides(second) if bias is None or second is not None else (0, 0, 1)  # a matrix: a column per key
-    descriptors = getattr(config, "descriptors", False) and not descriptor_refusal(q, k, v, setting)
+    asked, capability = attention_config(config), capability_of(q)
+    allowed = capability is None or not path_refusal(asked, capability)
+    descriptors = asked.descriptors and allowed and not descriptor_refusal(q, k, v, setting)
     fixed = variant(
         setting, config, E, F, bias=bias, walked=None if setting.lengths_k is not None else N,
         weight_bits=FP8_WEIGHT_BITS if q.dtype in FP8 else 0, descriptors=descriptors,
-        warp_specialize=getattr(config, "warp_specialize", False),
+        warp_specialize=asked.warp_specialize and allowed,
     )  # fmt: skip
-    tiles: tuple[Any, ...] = (q, k, v)
-    if descriptors:
-        rows = (config.block_m, config.block_n, config.block_n)
-        tiles = tuple(TensorDescriptor.from_tensor(x, [1, 1, n, triton.next_power_of_2(x.shape[3])])
-                      for x, n in zip(tiles, rows, strict=True))  # fmt: skip
+    keys, values = ((_descriptor(x, config.block_n) for x in (k, v)) if descriptors else (k, v))
     arguments = (
-        *tiles, first, second, sink, *descales, setting.lengths_q, setting.lengths_k, out, lse, *strides(q, k, v, first),
-        *of_second, *strides(out), H, H // G, M, N, setting.packed_rows or M, *setting.sides(M, N),
+        q, keys, values, first, second, sink, *descales, setting.lengths_q, setting.lengths_k, out, lse,
+        *strides(q, k, v, first), *of_second, *strides(out), H, H // G, M, N, setting.packed_rows or M, *setting.sides(M, N),
         *setting.log2_scales, 1.0 / setting.scale,
     )  # fmt: skip
     programs = B * H * triton.cdiv(M, config.block_m)
     return Pass(forward, programs, arguments, {"V": fixed}, options(config))
 
 
+def _descriptor(x: Tensor, rows: int) -> Any:
+    return TensorDescriptor.from_tensor(x, [1, 1, rows, triton.next_power_of_2(x.shape[3])])
+
+
 def descriptor_refusal(q: Tensor, k: Tensor, v: Tensor, setting: Setting) -> str:
     """Why tensor descriptors cannot read these inputs, "" where they can: the launch then uses pointers instead."""
-    capability = capability_of(q)
-    if capability is not None and capability < DESCRIPTOR_CAPABILITY:
-        return f"sm_{capability} has no unit that reads tensor descriptors"
     if setting.packed_rows is not None:
         return "packed sequences: a tile at a sequence's end would reach into the next one"
     if setting.lengths_k is not None:
@@ -317,9 +253,8 @@ def check_fp8(q: Tensor, descales: Descales, capability: int | None = None) -> N
             raise ValueError(f"descales: given for {q.dtype}, expected only for {' or '.join(map(str, FP8))}")
         return
     capability = capability or capability_of(q)
-    if capability is not None and capability < FP8_CAPABILITY:
-        raise TypeError(f"q: got {q.dtype} on sm_{capability}, which has no fp8 tensor cores (they begin with "
-                        f"sm_{FP8_CAPABILITY}); convert q, k and v with .to(torch.bfloat16)")  # fmt: skip
+    if capability is not None and (reason := fp8_refusal(capability)):
+        raise TypeError(f"q: got {q.dtype}, but {reason}; convert q, k and v with .to(torch.bfloat16)")
     for name, descale in zip("qkv", descales, strict=True):
         if descale is None:
             continue
@@ -358,10 +293,13 @@ def compile_named(sizes: list[int], dtype: str, mask: dict[str, Any], config: li
     q, k, v = tensor(H, M, E), tensor(G, N, E), tensor(G, N, F)
     used, one = meta(B, kind=torch.int32), meta(1, kind=torch.float32)
     descales = (one, one, one) if element in FP8 else NO_DESCALES
-    check_fp8(q, NO_DESCALES, int(triton.runtime.driver.active.get_current_target().arch))
+    target = int(triton.runtime.driver.active.get_current_target().arch)
+    check_fp8(q, NO_DESCALES, target)
     setting = Setting(Band(**mask), own_scale(q, None), softcap, *((used, used) if lengths else ()))
     block_m, block_n, num_warps, num_stages = config
     build = AttentionConfig(block_m, block_n, num_warps, num_stages, descriptors, warp_specialize)
+    if reason := path_refusal(build, target):
+        raise ValueError(f"{build}: {reason}")
     out, lse = tensor(H, M, F, output_dtype(q)), meta(B, H, M, kind=torch.float32)
     sinks = meta(H, kind=torch.float32) if sink else None
     return forward_pass(q, k, v, setting, build, out, lse, sink=sinks, descales=descales).compile()

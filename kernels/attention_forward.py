@@ -105,11 +105,10 @@ def forward(q_ptr, k_ptr, v_ptr, pq_ptr, pk_ptr, sink_ptr, descale_q_ptr, descal
 
     inside = row < (used_m if V.PACKED else M)
     rows = (first_q + row).to(tl.int64)
+    q = load_rows(q_ptr + b64 * stride_qb + h64 * stride_qh, rows, stride_qm, inside, V.E, V.BLOCK_E, True)
     if V.DESCRIPTORS:
-        q = q_ptr.load([b, h, first_row, 0]).reshape(V.BLOCK_M, V.BLOCK_E)
         keys, values = k_ptr, v_ptr
     else:
-        q = load_rows(q_ptr + b64 * stride_qb + h64 * stride_qh, rows, stride_qm, inside, V.E, V.BLOCK_E, True)
         keys = k_ptr + b64 * stride_kb + g64 * stride_kg + first_k.to(tl.int64) * stride_kn
         values = v_ptr + b64 * stride_vb + g64 * stride_vg + first_k.to(tl.int64) * stride_vn
     pq, factors = q, q

@@ -19,18 +19,6 @@ LOG2_E = math.log2(math.e)
 NONE, FACTORS, MATRIX = 0, 1, 2
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class AttentionConfig(Config):
-    """A `Config` that also says how tiles are read.
-
-    descriptors       by tensor descriptors (TMA) where the inputs allow it: see `attention.descriptor_refusal`
-    warp_specialize   loads by a warp group of their own: see `attention.WARP_SPECIALIZED`
-    """
-
-    descriptors: bool = False
-    warp_specialize: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Bias:
     """What is added to the scores, as tensors that broadcasting has already widened to every batch element and head.

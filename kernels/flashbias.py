@@ -190,16 +190,18 @@ def _run(q: Tensor, k: Tensor, v: Tensor, bias: Bias, mask: Band, scale: float |
 
 
 def flashbias_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, pq: Tensor, pk: Tensor, out: Tensor, lse: Tensor,
-                       setting: Setting, *, dlse: Tensor | None = None,
-                       config: Config | None = None) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients (dq, dk, dv, dpq, dpk) of `flashbias`, the factors' in the shapes in which they were given.
+                       setting: Setting, *, dlse: Tensor | None = None, config: Config | None = None,
+                       wants_bias: bool = True) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Gradients (dq, dk, dv, dpq, dpk) of `flashbias`, the factors' in the shapes in which they were given, None unless
+    wanted.
 
     A factor shared by batch elements or heads gets the sum over them (in float32, in a fixed order).
     """
     bias = widen(q, k, check_factors(q, k, pq, pk))
     delta = row_delta(out, dout, dlse)
     dq, dk, dv, dpq, dpk = gradients(dout, q, k, v, lse, delta, setting, bias, config)
-    assert dpq is not None and dpk is not None
+    if dpq is None or dpk is None or not wants_bias:
+        return dq, dk, dv, None, None
     return dq, dk, dv, _shared_sum(dpq, pq), _shared_sum(dpk, pk)
 
 

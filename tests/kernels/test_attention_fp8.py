@@ -137,7 +137,7 @@ def test_lengths_and_packed_sequences_agree(device: str) -> None:
 
 def test_what_fp8_cannot_do_says_so(device: str) -> None:
     q, k, v = inputs(device, E4M3, 1, 1, 1, 40, 40, 32, 32)
-    with pytest.raises(TypeError, match=r"float8_e4m3fn on sm_80, which has no fp8 tensor cores \(they begin with sm_89\)"):
+    with pytest.raises(TypeError, match=r"float8_e4m3fn, but sm_80 has no fp8 tensor cores \(they begin with sm_89\)"):
         check_fp8(q, NO_DESCALES, 80)
     with pytest.raises(ValueError, match=r"descales: given for torch.bfloat16"):
         attention(*(x.to(BRAIN) for x in (q, k, v)), descales=(torch.ones(1, device=device), None, None))
