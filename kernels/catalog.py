@@ -22,6 +22,7 @@ class Kernel:
     """One kernel of the library.
 
     cascade    the library cascade it implements (a predicted and a measured row join on what that cascade computes)
+    loop       the cascade of its inner loop where that is another one: the parts of a split are swept, then merged
     fragments  what it adds to the scores: fragments of the cascade library
     module     where it is; `function` is what a user calls, `compiler` what the offline compiler calls
     rank       of the bias's factors where resources are asked for without a problem; 0 where there are none
@@ -39,6 +40,7 @@ class Kernel:
     compiler: str
     space: Space
     summary: str
+    loop: str = ""
     fragments: tuple[str, ...] = ()
     rank: int = 0
     matrix: bool = False
@@ -96,6 +98,7 @@ KERNELS: Mapping[str, Kernel] = {
         Kernel(
             name="decode",
             cascade="split_kv",
+            loop="one_pass",
             module="einsight.kernels.decode",
             function="decode",
             compiler="compile_named",

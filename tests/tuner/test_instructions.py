@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from einsight.kernels.resources import Estimate
 from einsight.kernels.spaces import Config, Heads, matrix_instruction, parse_config, shared_bytes, tmem_columns
 from einsight.sim.hardware import Gpu, load_hardware, names
 from einsight.sim.mapping import occupancy
-from einsight.tuner.instructions import LoopMix, expected_mix, found_mix
+from einsight.tuner.instructions import LoopMix, expected_mix, found_mix, why_unchecked
 from einsight.tuner.resources import Build, agrees, capability_of
 
 CHECKED = (80, 89, 90, 120)  # accumulators in registers; sm_100 keeps them in tensor memory
@@ -72,6 +73,8 @@ def test_counts_of_the_cascade_are_what_the_compiler_emits() -> None:
 
 def test_shared_and_tensor_memory_are_the_closed_form() -> None:
     for name, build, estimate in builds():
+        if not build.kernel.closed:
+            continue
         extra = (estimate.shared_bytes or 0) - shared_bytes(build.heads, build.config, build.capability)
         tcgen05 = matrix_instruction(build.config, build.capability) == "tcgen05"
         assert 0 <= extra <= (4096 if tcgen05 else 0), (name, extra)
@@ -99,6 +102,41 @@ def test_a_loop_by_hand() -> None:
     mix = expected_mix(KERNELS["attention"], Heads(128, 128), config, ampere)
     assert mix is not None and mix.tensor == 2 * 128 * 64 * 128 / (16 * 8 * 16) / 8
     assert expected_mix(KERNELS["attention"], Heads(128, 128), config, gpus()[100].architecture) is None
+
+
+def test_a_loop_by_hand_where_warps_share_rows() -> None:
+    """16 x 64 tile, 4 warps along the columns: 8 scores, 16 outputs and 2 rows a thread; four warps join what they reduced."""
+    scores, outputs, rows, joins = 8, 16, 2, 2
+    reductions = 2 * (scores - rows + 2 * rows + joins)
+    fp32 = reductions + rows + scores + rows + rows + outputs
+    ampere, config = gpus()[80].architecture, Config(16, 64, 4, 2)
+    found = expected_mix(KERNELS["decode"], Heads(128, 128), config, ampere)
+    assert found == LoopMix(2 * 16 * 64 * 128 / (16 * 8 * 16) / 4, scores + rows, fp32)
+    assert "too few rows or columns" in why_unchecked(KERNELS["decode"], Heads(128, 128), Config(16, 32, 8, 2), ampere)
+    assert "chunk" in why_unchecked(KERNELS["gla"], Heads(128, 128), Config(64, 32, 4, 1), ampere)
+    assert "tensor memory" in why_unchecked(KERNELS["attention"], Heads(128, 128), config, gpus()[100].architecture)
+
+
+def test_every_weight_of_a_sigmoid_is_two_special_and_two_fp32_operations() -> None:
+    weights = 128 * 64 / 256  # of one thread
+    found = expected_mix(KERNELS["sigmoid"], Heads(128, 128), Config(128, 64, 8, 2), gpus()[90].architecture)
+    assert found == LoopMix(8 + 4, 2 * weights, 2 * weights)
+
+
+def test_products_of_chunks_are_what_the_compiler_emits() -> None:
+    """Scores, output, queries and keys times the state, in instructions of 16 x 8 x 16; warps lie along rows, and repeat the
+    work on a chunk of fewer rows than they hold."""
+    checked = 0
+    for name, build, estimate in builds():
+        config, capability = build.config, build.capability
+        if build.kernel.name != "lightning" or capability not in (80, 89, 120) or estimate.status != "ok":
+            continue
+        C, F, E, warps = config.block_m, config.block_n, build.heads.e, config.num_warps
+        products = ((C, C, E), (C, F, C), (C, F, E), (E, F, C))
+        wanted = sum(math.ceil(rows / 16 / warps) * columns / 8 * depth / 16 for rows, columns, depth in products)
+        assert estimate.loop["HMMA"] == wanted, (name, wanted)
+        checked += 1
+    assert checked >= 12
 
 
 def test_a_wrong_count_would_be_seen() -> None:
@@ -141,7 +179,7 @@ def test_recorded_loops_are_what_the_rules_ask_for() -> None:
         scale = config.block_m * config.block_n / (32 * config.num_warps)
         assert agrees(replace(expected, fp32=expected.fp32 + scale), found_mix(row["h"])), (row, expected)
         checked += 1
-    assert checked == 85
+    assert checked == 109
 
 
 def test_registers_of_recorded_and_tabled_builds_are_near_the_estimate_without_a_compiler() -> None:
@@ -157,4 +195,4 @@ def test_registers_of_recorded_and_tabled_builds_are_near_the_estimate_without_a
             theirs.append(build.resources(build.estimate("closed_form")).registers_per_thread / row["reg"])
     assert len(ours) > 90 and len(theirs) > 150
     assert 0.95 < np.median(ours) < 1.05 and np.mean(np.abs(np.log(ours)) < np.log(1.2)) > 0.5
-    assert 1.0 <= np.median(theirs) < 1.25 and np.max(theirs) < 2.0
+    assert 1.0 <= np.median(theirs) < 1.25 and np.max(theirs) < 2.5
