@@ -16,6 +16,7 @@ import pytest
 
 from einsight.kernels import table
 from einsight.kernels.catalog import KERNELS
+from einsight.kernels.linear_space import least_shared_bytes
 from einsight.kernels.resources import Estimate
 from einsight.kernels.spaces import Config, Heads, matrix_instruction, parse_config, shared_bytes, tmem_columns
 from einsight.sim.hardware import Gpu, load_hardware, names
@@ -74,6 +75,7 @@ def test_counts_of_the_cascade_are_what_the_compiler_emits() -> None:
 def test_shared_and_tensor_memory_are_the_closed_form() -> None:
     for name, build, estimate in builds():
         if not build.kernel.closed:
+            assert estimate.shared_bytes is not None and estimate.shared_bytes >= least_shared_bytes(build.heads, build.config)
             continue
         extra = (estimate.shared_bytes or 0) - shared_bytes(build.heads, build.config, build.capability)
         tcgen05 = matrix_instruction(build.config, build.capability) == "tcgen05"
