@@ -143,7 +143,7 @@ def forward_pass(q: Tensor, k: Tensor, v: Tensor, setting: Setting, config: Conf
     of_second = strides(second) if bias is None or second is not None else (0, 0, 1)  # a matrix: a column per key
     asked, capability = attention_config(config), capability_of(q)
     allowed = capability is None or not path_refusal(asked, capability)
-    descriptors = asked.descriptors and allowed and not descriptor_refusal(q, k, v, setting)
+    descriptors = asked.descriptors and allowed and not descriptor_refusal(k, v, setting)
     fixed = variant(
         setting, config, E, F, bias=bias, walked=None if setting.lengths_k is not None else N,
         weight_bits=FP8_WEIGHT_BITS if q.dtype in FP8 else 0, descriptors=descriptors,
@@ -163,13 +163,13 @@ def _descriptor(x: Tensor, rows: int) -> Any:
     return TensorDescriptor.from_tensor(x, [1, 1, rows, triton.next_power_of_2(x.shape[3])])
 
 
-def descriptor_refusal(q: Tensor, k: Tensor, v: Tensor, setting: Setting) -> str:
-    """Why tensor descriptors cannot read these inputs, "" where they can: the launch then uses pointers instead."""
+def descriptor_refusal(k: Tensor, v: Tensor, setting: Setting) -> str:
+    """Why tensor descriptors cannot read these keys and values, "" where they can: the launch then uses pointers instead."""
     if setting.packed_rows is not None:
         return "packed sequences: a tile at a sequence's end would reach into the next one"
     if setting.lengths_k is not None:
         return "lengths_k: padding inside the tensor would be read, and a NaN there would spread"
-    for name, x in (("q", q), ("k", k), ("v", v)):
+    for name, x in (("k", k), ("v", v)):
         if 0 in x.shape:
             return f"{name} is empty"
         if x.device.type != "meta" and x.data_ptr() % DESCRIPTOR_ALIGNMENT:
