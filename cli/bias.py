@@ -13,6 +13,7 @@ from einsight.cli import workload as options
 from einsight.cli.bias_input import KINDS, Given, length
 from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError, whole
+from einsight.einsum.ir import Cascade
 from einsight.einsum.library import load
 from einsight.einsum.shift import ignores_row_constants
 from einsight.sim import bias_traffic as traffic
@@ -71,11 +72,7 @@ def run(
         raise CommandError("--dims", str(dims), "at least 1")
     if shared not in SHARED:
         raise CommandError("--shared", shared, f"one of {', '.join(SHARED)}")
-    base = load(cascade or "one_pass")
-    if base.mark("score") is None or base.mark("slope") is not None:
-        lacks = "has no score to add a bias to" if base.mark("score") is None else "computes gradients"
-        raise CommandError("--cascade", f"{base.name}, which {lacks}", "a forward pass that marks its score, such as one_pass")
-    drops = ignores_row_constants(base)
+    drops = ignores_row_constants(_forward(cascade or "one_pass"))
     wide = length(head_dim, "--head-dim") or options.DEFAULT_HEAD_DIM
     found = given.analysis(Wanted(energy, output_error), wide, causal, drops)
     plain = Workload.attention(
@@ -90,6 +87,15 @@ def run(
     if as_json:
         return print_json(_document(found, timed, plain, drops))
     _print(found, timed, plain, drops)
+
+
+def _forward(name: str) -> Cascade:
+    """The cascade, when a bias can be judged by its output."""
+    base = load(name)
+    if base.mark("score") is None or base.mark("slope") is not None:
+        lacks = "has no score to add a bias to" if base.mark("score") is None else "computes gradients"
+        raise CommandError("--cascade", f"{base.name}, which {lacks}", "a forward pass that marks its score, such as one_pass")
+    return base
 
 
 def _draw(found: Analysis, timed: Sequence[BiasTimes], plot: Path) -> None:

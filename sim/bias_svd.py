@@ -164,17 +164,19 @@ def _decompose(matrix: Matrix, energy: float, centred: bool, least: int, most: i
     side = min(matrix.shape)
     matrix = np.ascontiguousarray(matrix, dtype=np.float64 if side <= WHOLE else matrix.dtype)
     means = matrix.mean(axis=1, dtype=np.float64) if centred else np.zeros(len(matrix))
-    total = _sum_of_squares(matrix, means)
-    if total <= (np.finfo(matrix.dtype).eps * max(np.abs(means).max(), np.abs(matrix).max())) ** 2 * matrix.size:
+    largest = max(abs(float(matrix.min())), abs(float(matrix.max())))
+    rest = matrix - means.astype(matrix.dtype)[:, None] if centred else matrix
+    total = _sum_of_squares(rest)
+    if total <= (np.finfo(matrix.dtype).eps * largest) ** 2 * matrix.size:
         total = 0.0  # a matrix of equal rows' elements: only the rounding of the mean is left
     number = max(FIRST, least)
     cap = min(side, most or _cap(matrix))
     while True:
         number = min(number, cap)
         if 4 * number > side and side <= WHOLE:
-            left, singular, right = np.linalg.svd(matrix - means[:, None], full_matrices=False)
+            left, singular, right = np.linalg.svd(rest, full_matrices=False)
         else:
-            left, singular, right = _leading(matrix, means, number)
+            left, singular, right = _leading(rest, number)
         found = Decomposition(left, singular.astype(np.float64), right, means, total)
         if number >= cap or found.complete or (number >= least and found.rank_for(energy) is not None):
             return found
@@ -187,19 +189,17 @@ def _cap(matrix: Matrix) -> int:
     return side if side <= WHOLE else MOST
 
 
-def _sum_of_squares(matrix: Matrix, means: Array) -> float:
-    """Of matrix - means, a block of rows at a time: a 16k x 16k matrix is not copied."""
-    blocks = range(0, len(matrix), 1024)
-    return float(sum(np.square(matrix[b : b + 1024] - means[b : b + 1024, None]).sum(dtype=np.float64) for b in blocks))
+def _sum_of_squares(matrix: Matrix) -> float:
+    """A block of rows at a time, in fp64: squares of a 16k x 16k matrix would be as large again."""
+    return float(sum(np.square(matrix[b : b + 1024]).sum(dtype=np.float64) for b in range(0, len(matrix), 1024)))
 
 
-def _leading(matrix: Matrix, means: Array, number: int) -> tuple[Matrix, Array, Matrix]:
-    """The leading `number` triplets of matrix - means."""
+def _leading(matrix: Matrix, number: int) -> tuple[Matrix, Array, Matrix]:
+    """The leading `number` triplets."""
     from sklearn.utils.extmath import randomized_svd  # most of a second of import, only where a matrix is decomposed
 
-    centred = matrix - means.astype(matrix.dtype)[:, None] if means.any() else matrix
     left, singular, right = randomized_svd(
-        centred, number, n_oversamples=OVERSAMPLED, n_iter=POWER_ITERATIONS, power_iteration_normalizer="QR", random_state=0
+        matrix, number, n_oversamples=OVERSAMPLED, n_iter=POWER_ITERATIONS, power_iteration_normalizer="QR", random_state=0
     )  # without normalising, powers of a matrix in fp32 lose its small triplets
     return left, singular, right
 

@@ -197,7 +197,7 @@ def test_small_matrices_take_one_thread_whatever_the_libraries_would(
     """Every BLAS that is loaded is limited while a small matrix is decomposed, and as before afterwards."""
     seen: list[int] = []
 
-    def recorded(matrix: Matrix, means: Array, number: int) -> tuple[Matrix, Array, Matrix]:
+    def recorded(matrix: Matrix, number: int) -> tuple[Matrix, Array, Matrix]:
         seen.extend(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
         return np.ones((side, 1)), np.ones(1), np.ones((1, side))
 
