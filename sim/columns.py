@@ -45,10 +45,16 @@ def kernels(cascade: Cascade, fused: bool) -> tuple[KernelWork, ...]:
     return (*before, *by_rows, _column(resolved, held))
 
 
+def summed_over_queries(cascade: Cascade) -> tuple[str, ...]:
+    """Names of the tensors that keep keys and sum over queries: what no kernel that holds queries can finish."""
+    resolved = resolve(cascade)
+    return tuple(e.name for e in resolved.einsums if walks(resolved, e, QUERY) and _sums_queries(resolved, e))
+
+
 def _held(cascade: Cascade) -> frozenset[str]:
     """Names of the Einsums of the kernel that holds keys; empty for a cascade that sums nothing over queries."""
     pairs = {e.name for e in cascade.einsums if walks(cascade, e, QUERY) and walks(cascade, e, KEY)}
-    found = {e.name for e in cascade.einsums if e.name in pairs and _sums_queries(cascade, e)}
+    found = set(summed_over_queries(cascade))
     if not found:
         return frozenset()
     per_pair = {e.name: {a.tensor for a in e.reads} & pairs for e in cascade.einsums if e.name in pairs}
@@ -141,7 +147,7 @@ def _exchanged(cascade: Cascade) -> Cascade:
 
     return replace(
         cascade, name=f"{cascade.name}_turned", inputs=tensors(cascade.inputs), outputs=tensors(cascade.outputs), marks=(),
-        ranks=tuple(replace(r, name=name(r.name), parts=tuple(map(name, r.parts))) for r in cascade.ranks),
+        ranks=tuple(replace(r, name=name(r.name), parts=tuple(map(name, r.parts)), like=name(r.like)) for r in cascade.ranks),
         statements=tuple(map(statement, cascade.statements)),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import pytest
 from einsight.einsum import library
 from einsight.einsum.compose import compose
 from einsight.sim import columns, work
+from einsight.sim.array_case import IllegalArray
 from einsight.sim.columns import turned
 from einsight.sim.estimate import build_cases
 from einsight.sim.family import load_family
@@ -146,3 +147,8 @@ def test_a_prediction_says_what_it_rests_on_and_compares_with_no_forward_pass() 
     assert found.mapping["splits"] == 1
     assert found.time_high_s / found.time_s >= 1.4  # the interval of constants that nothing was fitted to
     assert found.flops_matmul == 5 * 2 * 2 * 6 * 256 * 384 * 32
+
+
+def test_an_array_refuses_what_its_designs_cannot_finish() -> None:
+    with pytest.raises(IllegalArray, match="backward sums over queries into DV, DK; the designs of arrays hold queries"):
+        predict(backward(), "fusemax")
