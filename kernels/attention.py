@@ -29,6 +29,7 @@ from einsight.kernels.attention_launch import (
 from einsight.kernels.attention_space import AttentionConfig, attention_config, fp8_refusal, path_refusal
 from einsight.kernels.band import Band, band
 from einsight.kernels.spaces import Config, default_config
+from einsight.kernels.tuned import tuned
 
 DTYPES = (torch.float16, torch.bfloat16)
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -138,7 +139,7 @@ def forward_pass(q: Tensor, k: Tensor, v: Tensor, setting: Setting, config: Conf
                  bias: Bias | None = None) -> Pass:  # fmt: skip
     """The launch that fills `out` and `lse`."""
     (B, H, M, E), (G, N), F = q.shape, k.shape[1:3], v.shape[3]
-    config = config or default_config(E, F)
+    config = config or _tuned(q, (B, H, G, M, N, E, F), setting, sink, bias) or default_config(E, F)
     first, second = (None, None) if bias is None else (bias.first, bias.second)
     of_second = strides(second) if bias is None or second is not None else (0, 0, 1)  # a matrix: a column per key
     asked, capability = attention_config(config), capability_of(q)
@@ -157,6 +158,12 @@ def forward_pass(q: Tensor, k: Tensor, v: Tensor, setting: Setting, config: Conf
     )  # fmt: skip
     programs = B * H * triton.cdiv(M, config.block_m)
     return Pass(forward, programs, arguments, {"V": fixed}, options(config))
+
+
+def _tuned(q: Tensor, sizes: tuple[int, ...], setting: Setting, sink: Tensor | None, bias: Bias | None) -> Config | None:
+    name, added = ("attention", ()) if bias is None else bias.named
+    cap = () if setting.softcap is None else (("softcap", "cap", setting.softcap),)
+    return tuned(name, q, sizes, setting.mask, (*added, *cap, *(() if sink is None else (("sink", "", 0.0),))))
 
 
 def _descriptor(x: Tensor, rows: int) -> Any:

@@ -18,6 +18,7 @@ from einsight.kernels.attention_launch import Setting as Setting
 from einsight.kernels.attention_tiles import load_rows as load_rows  # other kernels look for it here
 from einsight.kernels.band import Band
 from einsight.kernels.spaces import Config, default_backward_config
+from einsight.kernels.tuned import tuned
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # dq, dk, dv and both factors'
 
@@ -115,7 +116,7 @@ def passes(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, delta: Te
     (B, H, M, E), (G, N), F = q.shape, k.shape[1:3], v.shape[3]
     if q.dtype not in DTYPES:
         raise TypeError(f"q: got {q.dtype}, which has no gradients here; convert q, k and v with .to(torch.bfloat16)")
-    config = config or default_backward_config(E, F)
+    config = config or _tuned(q, (B, H, G, M, N, E, F), setting, bias) or default_backward_config(E, F)
     dq, dk, dv, dpq, dpk = outputs
     first, second = (None, None) if bias is None else (bias.first, bias.second)
     of_second = strides(second) if bias is None or second is not None else (0, 0, 1)  # a matrix: a column per key
@@ -133,6 +134,12 @@ def passes(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, delta: Te
         Pass(grad_queries, queries, (*given, dq, dpq, *sizes), by_keys, options(config)),
         Pass(grad_keys, keys, (*given, dk, dv, dpk, *sizes), by_rows, options(config)),
     )
+
+
+def _tuned(q: Tensor, sizes: tuple[int, ...], setting: Setting, bias: Bias | None) -> Config | None:
+    name, added = ("attention", ()) if bias is None else bias.named
+    cap = () if setting.softcap is None else (("softcap", "cap", setting.softcap),)
+    return tuned(f"{name}_backward", q, sizes, setting.mask, (*added, *cap))
 
 
 def compile_named(which: str, sizes: list[int], dtype: str, mask: dict[str, Any], config: list[int], *,

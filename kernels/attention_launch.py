@@ -38,6 +38,13 @@ class Bias:
     def rank(self) -> int:
         return 16 if self.second is None else self.second.shape[3]
 
+    @property
+    def named(self) -> tuple[str, tuple[tuple[str, str, float], ...]]:
+        """(the kernel's name in the catalogue, the bias as `tuned` takes it)."""
+        if self.second is None:
+            return "attention_with_bias", (("dense_bias", "", 0.0),)
+        return "flashbias", (("low_rank", "r", self.rank),)
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:

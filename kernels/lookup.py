@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from einsight.kernels.builds import config_of
-from einsight.kernels.spaces import Config
+from einsight.kernels.spaces import Config, padded_rank
 
 FORMAT = 1
 FOLDER_VARIABLE = "EINSIGHT_TUNED"  # folder of KERNEL.json files; default: ~/.cache/einsight/tuned
@@ -91,8 +91,9 @@ def distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
 
 
 def _listed(value: Any) -> list[Any]:
-    """One restriction or bias, or several, or none, as a workload file may write it."""
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    """One restriction or bias, or several, or none, as a workload file may write it; a rank as the tile that holds it."""
+    parts = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    return [p | {"r": padded_rank(int(p["r"]))} if isinstance(p, dict) and p.get("kind") == "low_rank" else p for p in parts]
 
 
 def default_path(kernel: str) -> Path:
