@@ -22,8 +22,10 @@ from einsight.reports.flashbias_kernels import (
     SDPA_NOTES,
     SDPA_TILES,
     STEP_MS,
+    TRITON_BACKWARD_WARPS,
     TRITON_CONSTANTS,
     TRITON_TILES,
+    TRITON_WARPS,
     baseline,
     by_length,
     micro_ms,
@@ -219,7 +221,7 @@ def alphafold_rows(target: str = ASSUMED_TARGET) -> list[Row]:
 
 def gpt2_rows(target: str = ASSUMED_TARGET) -> list[Row]:
     """ALiBi in attention of GPT-2's size, causal, forward: speedups over SDPA, which gets causality and bias as one mask."""
-    shape = {"batch": 1, "heads": 50, "seq_q": 4096, "head_dim": 32, "dtype": "fp16", "cache": "warm"}
+    shape = {"batch": 1, "heads": 50, "seq_q": 4096, "head_dim": 32, "dtype": "fp16", "cache": "cold"}
     full, causal = (Workload.attention(mask=m, **shape) for m in (None, "causal"))  # type: ignore[arg-type]
     sdpa, triton = baseline(target).family, triton_family()
     dense = milliseconds(with_matrix(full), sdpa, SDPA_TILES, target)
@@ -307,6 +309,8 @@ def assumptions(target: str = ASSUMED_TARGET) -> tuple[str, ...]:
         SDPA_NOTES,
         *(f"Triton kernel, assumed: {name} {value:g}, {why}" for name, (value, why) in TRITON_CONSTANTS.items()),
         f"Triton kernel, assumed: {HOST_S * 1e6:.0f} us of host work a call; the longer of host and GPU counts",
+        f"Triton kernel: a warp has rows of its own, {TRITON_TILES.block_m // TRITON_WARPS} forward and"
+        f" {TRITON_TILES.block_m // TRITON_BACKWARD_WARPS} backward, and reads the other operand from shared memory for itself",
         "Triton kernel: the forward pass multiplies factors in TF32, half the rate of fp16, counted as twice the padded rank",
         "backward: library cascades on the same families with the same constants, none fitted on a backward pass; a score-sized"
         " result that becomes an operand costs what it costs forward, twice (weights and their slopes) instead of once",

@@ -47,6 +47,9 @@ TRITON_TILES = Tiles(128, 128, blocks_per_sm=2)
 TRITON_BACKWARD_TILES = Tiles(128, 128, blocks_per_sm=1)
 """The largest of the backward kernel's space, of 8 warps: one block fills the registers."""
 
+TRITON_WARPS, TRITON_BACKWARD_WARPS = 4, 8
+"""The most that the kernels' tuning space has forward, and all that it has backward."""
+
 SDPA_NOTES = (
     "SDPA with a mask, and with operands of 40 and values of 32 columns, runs PyTorch's memory-efficient kernel: one family,"
     " so that what is fitted on the baseline also predicts the concatenated factors"
@@ -99,9 +102,13 @@ def baseline(target: str = ASSUMED_TARGET) -> Baseline:
     return Baseline(family(found.x), constants, tuple(float(np.exp(r)) for r in off(found.x)))
 
 
-def triton_family() -> Family:
-    """The repository's Triton kernel: our Triton family, without software pipelining. Nothing is fitted."""
-    return with_constants(load_family("triton"), TRITON_CONSTANTS, "assumed")
+def triton_family(warps: int = TRITON_WARPS) -> Family:
+    """The repository's Triton kernel: our Triton family, without software pipelining. Nothing is fitted.
+
+    Its products are chained, so that the compiler gives every warp rows of its own: each reads the other operand for itself.
+    """
+    rows = TRITON_TILES.block_m // warps
+    return replace(with_constants(load_family("triton"), TRITON_CONSTANTS, "assumed"), operand_rows=rows)
 
 
 def plain(n: int) -> Workload:
@@ -178,7 +185,7 @@ def gradients(cascade: str, n: int, columns: int = MICRO["head_dim"], **ranks: i
 
 def backward_on_gpu(target: str = ASSUMED_TARGET) -> Times:
     """The gradient of the bias included: a matrix as large as the bias, or that of the factors."""
-    sdpa, triton = baseline(target).family, triton_family()
+    sdpa, triton = baseline(target).family, triton_family(TRITON_BACKWARD_WARPS)
 
     def at(workload: Workload, family: Family, tiles: Tiles, what: str, n: int) -> float:
         return milliseconds(workload, family, tiles, target) + packing_ms(what, n, target)
