@@ -15,7 +15,7 @@ from einsight.reports.roofline import roofline
 from einsight.sim import units
 from einsight.sim.hardware import Gpu
 from einsight.sim.prediction import Prediction, side_by_side
-from einsight.sim.sweep import Curve, crossovers, parse_axis, sweep
+from einsight.sim.sweep import Curve, crossovers, longest_within, parse_axis, sweep
 from einsight.sim.workload import Workload
 
 SHOWN_POINTS = 12
@@ -130,7 +130,8 @@ def _sweep(
     print_table(title, (axis.size, *(c.target for c in curves)), rows, right=(axis.size,))
     print_lines(f"fastest from {axis.size} = {value} on: {name}" for value, name in crossovers(curves))
     if limit_s is not None:
-        print_lines(f"largest {axis.size} within {within} on {c.target}: {c.longest_within(limit_s) or 'none'}" for c in curves)
+        answers = {c.target: longest_within(workload, c, limit_s) or "none" for c in curves}
+        print_lines(f"largest {axis.size} within {within} on {name}: {found}" for name, found in answers.items())
 
 
 def _seconds(within: str) -> float:
@@ -151,5 +152,5 @@ def _sweep_json(workload: Workload, curves: Sequence[Curve], limit_s: float | No
     }
     if limit_s is not None:
         found["within_s"] = limit_s
-        found["largest_within"] = {c.target: c.longest_within(limit_s) for c in curves}
+        found["largest_within"] = {c.target: longest_within(workload, c, limit_s) for c in curves}
     return found

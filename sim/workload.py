@@ -147,6 +147,12 @@ class Workload:
             own |= {name.upper(): int(v) for name, v in added.parameters if name.upper() in ranks}
         return own
 
+    @property
+    def composed_sizes(self) -> dict[str, int]:
+        """Those of `rank_sizes` that the composed cascade has a rank for: a recurrence over keys has no queries of its own."""
+        has = {name for rank in self.composed().ranks for name in (rank.name, *rank.parts)}
+        return {name: size for name, size in self.rank_sizes.items() if name in has}
+
     def composed(self, masked: bool = True) -> Cascade:
         """The cascade with fragments, mask predicate and outer ranks: what every analysis reads.
 
@@ -206,7 +212,7 @@ class Workload:
             "sizes": {name: size for name, size in self.sizes.items() if name not in left_out},
             "dtype": {t.name: self.dtype_of(t.name) for part in (base, *fragments) for t in part.inputs if t.ranks},
             "mask": self.canonical_mask.as_json(),
-            "bias": [{**added.as_json(), "kind": f.name} for added, f in zip(self.bias, fragments, strict=True)],
+            "bias": [added.canonical(f) for added, f in zip(self.bias, fragments, strict=True)],
             "phase": self.phase,
             "cache": self.cache,
         }
