@@ -92,6 +92,34 @@ def test_bytes_through_the_l2_port_are_those_of_the_loops() -> None:
     assert sum(k.l2_bytes[0] for k in found.kernels) == moved + row_sums
 
 
+def test_shared_memory_is_read_by_every_product_and_group_of_rows() -> None:
+    b, g, j, m, n, e, rows = 2, 2, 3, 256, 384, 32, 16
+    moved = 0
+    for _tile in range(b * g * (n // HELD) * j * (m // WALKED)):
+        operands, numbers = 2 * WALKED * e * 2, 2 * WALKED * 2
+        moved += operands + numbers  # in from L2
+        moved += (HELD // rows) * (2 * operands + numbers)  # queries and output gradients are in two products each
+        moved += 2 * HELD * WALKED * 2  # the slopes cross from keys to queries: out and in
+        moved += (WALKED // rows) * HELD * e * 2  # and meet the keys there
+    row_sums = b * g * j * m * (2 * e + 1) * 2  # a kernel of its own
+    found = estimate_of(backward(), gpu(), load_family(FAMILY), TILES)
+    assert load_family(FAMILY).operand_rows == rows
+    assert sum(k.shared_bytes[0] for k in found.kernels) == moved + row_sums
+
+
+def test_both_score_sized_operands_of_a_tile_are_converted() -> None:
+    """Per score: two subtractions, a product, and the family's conversion of the weights and of their slopes."""
+    family, arch = load_family(FAMILY), gpu().architecture
+    found = estimate_of(backward(), gpu(), family, TILES)
+    scores, rows = 2 * 6 * 256 * 384, 2 * 6 * 256
+    costs = arch.operators
+    each = 2 * costs["sub"]["vector"] + costs["mul"]["vector"] + 2 * family.constant("vector_per_score")
+    each += costs["exp"].get("vector", 0.0)
+    operations = scores * each + rows * 32 * costs["macc"].get("vector", 0.0)
+    seconds = operations / arch.vector_ops_per_cycle.value / gpu().sms.value / gpu().boost_hz.value
+    assert found.bounds_s["fp32 pipe"][0] == pytest.approx(seconds)
+
+
 def gpu() -> Gpu:
     found = load_hardware(TARGET)
     assert isinstance(found, Gpu)
