@@ -68,7 +68,8 @@ def attention_packed_backward(
     """`attention_backward` of `attention_packed`: dout and out [T, H, F], lse and dlse [H, T], dq [T, H, E],
     dk [S, G, E], dv [S, G, F]; 0 for positions outside every sequence. The setting holds the bounds."""
     bounds_q, bounds_k = setting.lengths_q, setting.lengths_k
-    assert bounds_q is not None and bounds_k is not None and setting.packed_rows == q.shape[0]
+    if bounds_q is None or bounds_k is None or setting.packed_rows != q.shape[0]:
+        raise ValueError(f"setting: {setting.packed_rows} packed rows, expected {q.shape[0]} and bounds of queries and keys")
     check_packed(q, k, v, bounds_q, bounds_k)
     one_out, one_dout = (x.transpose(0, 1)[None] for x in (out, dout))
     delta = row_delta(one_out, one_dout, None if dlse is None else dlse[None])
