@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -91,25 +91,18 @@ def run(
     )  # fmt: skip
     from einsight.cli import tune_predict
 
-    out = tune_predict.output(kernel, export, export_as)
-    if kernel is not None and shapes is None and (explain is not None or predict_only):  # no search: needs no optuna
-        asked = tune_predict.Asked(kernel, shape, workload)
-        if explain is not None:
-            return tune_predict.explain(asked, target, explain, as_json)
-        return tune_predict.predicted(asked, target, out, as_json)
-    _need_optuna()
-    from einsight.cli import tune_kernel, tune_replay, tune_search  # optuna: only when a search runs
-
+    out, asked = tune_predict.output(kernel, export, export_as), tune_predict.asked(kernel, shape, workload)
+    if asked is not None and shapes is None and (explain is not None or predict_only):  # no search: needs no optuna
+        return tune_predict.dispatch(asked, target, explain, out, as_json)
+    tune_kernel, tune_replay, tune_search = _with_optuna("tune_kernel", "tune_replay", "tune_search")
     live = tune_search.Live(
         whole(trials, "--trials"), seed, sampler, prior, record, storage, whole(ahead, "--ahead"), not no_stop, out, key or "",
     )  # fmt: skip
     with _plain_warnings():
         if replay is not None:
-            return tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
-        if kernel is None:
-            raise CommandError("tune", "no kernel", "a kernel such as `attention`, or --replay FILE")
-        asked = tune_predict.Asked(kernel, shape, workload)
-        return tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
+            tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
+        else:
+            tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
 
 
 @contextmanager
@@ -120,8 +113,10 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-def _need_optuna() -> None:
+def _with_optuna(*modules: str) -> list[Any]:
+    """Modules of this folder that search; Optuna takes a while to import."""
     try:
         importlib.import_module("einsight.tuner.search")
     except ImportError as error:
         raise CommandError("tune", f"no {error.name}", "the extra `tune`: pip install 'einsight[tune]'") from None
+    return [importlib.import_module(f"einsight.cli.{module}") for module in modules]

@@ -35,9 +35,11 @@ from einsight.tuner.tune import Tuned
 
 
 def dispatch(
-    asked: Asked, target: str | None, predict_only: bool, file: Path | None, keep: int, live: Live, as_json: bool
+    asked: Asked | None, target: str | None, predict_only: bool, file: Path | None, keep: int, live: Live, as_json: bool
 ) -> None:
     """A search on the GPU at hand, for one workload or for those of a file."""
+    if asked is None:
+        raise CommandError("tune", "no kernel", "a kernel such as `attention`, or --replay FILE")
     if file is not None:
         return shapes(asked.kernel, file, target, keep, predict_only, live, as_json)
     return measured(asked.kernel, asked.workload, live, as_json)

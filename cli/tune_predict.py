@@ -53,6 +53,16 @@ class Asked:
         return fitting[0]
 
 
+def asked(kernel: str | None, shape: Shape, file: Path | None) -> Asked | None:
+    return None if kernel is None else Asked(kernel, shape, file)
+
+
+def dispatch(asked: Asked, target: str | None, explained: str | None, out: Output | None, as_json: bool) -> None:
+    if explained is not None:
+        return explain(asked, target, explained, as_json)
+    return predicted(asked, target, out, as_json)
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """Where what was found goes, and in which form."""

@@ -124,9 +124,9 @@ def print_outcome(outcome: Tuned, live: Live) -> None:
     if outcome.best is None:
         return print_lines(["no configuration works", *(f"  {m.configuration}: {m.reason}" for m in outcome.measured[:SHOWN])])
     order = ranked(outcome.raced or outcome.measured)
-    tied = outcome.tied
+    tied = outcome.tied if len(outcome.tied) > 1 else []
     rows = [
-        (_text(m), format_time(m.time_s), f"{100 * (m.time_s / order[0].time_s - 1):.1f} %", "tied" if m in tied and len(tied) > 1 else "")
+        (_text(m), format_time(m.time_s), f"{100 * (m.time_s / order[0].time_s - 1):.1f} %", "tied" if m in tied else "")
         for m in order[:SHOWN]
     ]
     heading = "Finalists, measured in turns" if outcome.raced else "Fastest"

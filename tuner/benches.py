@@ -12,8 +12,8 @@ from einsight.kernels.gna_space import BoxConfig
 from einsight.kernels.neighborhood import Neighborhood, neighborhood
 from einsight.kernels.resources import Request
 from einsight.kernels.spaces import Config
-from einsight.tuner.bench import KernelBench, UnsupportedWorkload, listed
 from einsight.tuner.measure import environment
+from einsight.tuner.measure_kernel import KernelBench, UnsupportedWorkload, listed
 
 ROWS_JUDGED = 192  # queries of a grid: all pairs of a video would not fit in memory
 CHUNK = 64  # positions of the reference's product form

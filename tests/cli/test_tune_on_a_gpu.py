@@ -20,6 +20,7 @@ from einsight.kernels.spaces import Config
 
 FAKES = Path(__file__).parents[1] / "tuner"
 Einsight = Callable[..., Any]
+ONE_BY_ONE = ("--ahead", "1", "--no-stop")  # so that the order, and with it what is found, is the same in every run
 SHAPE = ("attention", "--heads", "32", "--kv-heads", "8", "--seq", "4096", "--causal")
 BEST = {"block_m": 128, "block_n": 64, "num_warps": 8, "num_stages": 3}
 FILES = {
@@ -58,7 +59,7 @@ def imagined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 def test_a_search_finds_the_best_keeps_it_and_the_kernel_takes_it(einsight: Einsight, tmp_path: Path) -> None:
     record = tmp_path / "r.jsonl"
-    words = ("tune", *SHAPE, "--record", str(record), "--trials", "16", "--ahead", "2", "--as", "lookup")
+    words = ("tune", *SHAPE, "--record", str(record), "--trials", "16", *ONE_BY_ONE, "--as", "lookup")
     told = einsight(*words, "--json").json
     assert told["measured"] <= 16 and told["best"]["configuration"] == BEST
     lines = [json.loads(line) for line in record.read_text().splitlines()]
@@ -76,7 +77,7 @@ def test_a_search_finds_the_best_keeps_it_and_the_kernel_takes_it(einsight: Eins
 
 def test_a_record_replayed_exports_the_same_lookup(einsight: Einsight, tmp_path: Path) -> None:
     record, file = tmp_path / "r.jsonl", tmp_path / "tuned" / "attention.json"
-    assert einsight("tune", *SHAPE, "--record", str(record), "--trials", "16").code == 0
+    assert einsight("tune", *SHAPE, "--record", str(record), "--trials", "16", *ONE_BY_ONE).code == 0
     assert einsight("tune", "--replay", str(record), "--export", str(file), "--as", "lookup").code == 0
     workload = json.loads(record.read_text().splitlines()[0])["workload"]
     assert tuned_config("attention", "NVIDIA H200", workload) == Config(**BEST)
@@ -92,7 +93,7 @@ def test_what_was_predicted_yields_to_what_was_measured(einsight: Einsight, tmp_
     assert entry["predicted"] and entry["device"] == "NVIDIA H200"
     guess = tuned_config("attention", "NVIDIA H200", entry["workload"])
     assert guess == Config(**entry["configuration"])
-    assert einsight("tune", *SHAPE, "--trials", "16", "--as", "lookup").code == 0
+    assert einsight("tune", *SHAPE, "--trials", "16", *ONE_BY_ONE, "--as", "lookup").code == 0
     assert einsight(*predict).code == 0  # leaves the measured entry alone
     (entry,) = json.loads(file.read_text())["entries"]
     assert not entry["predicted"] and entry["configuration"] == BEST
@@ -104,7 +105,7 @@ def test_every_kernel_is_measured(kernel: str, einsight: Einsight, tmp_path: Pat
     file = tmp_path / "w.yaml"
     cascade = "" if "cascade" in FILES[kernel] else "cascade: one_pass, "
     file.write_text(f"{{name: w, dtype: fp16, {cascade}{FILES[kernel][1:]}")
-    told = einsight("tune", kernel, "--workload", str(file), "--trials", "8", "--as", "lookup", "--json").json
+    told = einsight("tune", kernel, "--workload", str(file), "--trials", "8", *ONE_BY_ONE, "--as", "lookup", "--json").json
     assert told["best"]["kernel"] == kernel and 4 <= told["measured"] <= 8
     found = tuned_config(kernel, "NVIDIA H200", told["best"]["workload"])
     assert found is not None and found.num_warps == told["best"]["configuration"]["num_warps"]
@@ -116,7 +117,7 @@ def test_few_configurations_for_the_shapes_of_a_file(einsight: Einsight, tmp_pat
         f"- {{name: s{m}, cascade: one_pass, sizes: {{b: 1, h: 8, g: 8, m: {m}, n: 4096, e: 128}}, dtype: bf16}}\n"
         for m in (256, 1024)
     ))  # fmt: skip
-    words = ("tune", "attention", "--shapes", str(file), "--keep", "1", "--trials", "10", "--as", "lookup")
+    words = ("tune", "attention", "--shapes", str(file), "--keep", "1", "--trials", "16", *ONE_BY_ONE, "--as", "lookup")
     told = einsight(*words, "--json").json
     assert len(told["kept"]) == 1 and told["worst_loss"] == 0 and len(told["dispatch"]) == 2
     entries = json.loads((tmp_path / "tuned" / "attention.json").read_text())["entries"]

@@ -21,9 +21,9 @@ def interpreted(kernel: str, workload: Mapping[str, Any], spoil: bool = False) -
     spoil   add to one output after every launch, as a wrong kernel would
     """
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which nothing has done yet
-    from einsight.tuner import bench, benches
+    from einsight.tuner import benches, measure_kernel
 
-    bench.DEVICE = "cpu"
+    measure_kernel.DEVICE = "cpu"
     made = benches.BENCHES[kernel](workload)
     made.about = lambda: {}  # type: ignore[method-assign]
     made.time = lambda configuration: (seconds(configuration),)  # type: ignore[method-assign]

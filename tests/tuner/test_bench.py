@@ -13,8 +13,8 @@ import pytest
 
 from einsight.kernels.builds import config_of
 from einsight.kernels.catalog import KERNELS
-from einsight.tuner.bench import UnsupportedWorkload
 from einsight.tuner.benches import BENCHES
+from einsight.tuner.measure_kernel import UnsupportedWorkload
 from einsight.tuner.record import Status
 from einsight.tuner.worker import Worker
 

@@ -45,7 +45,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Modul
         known = {"kernel": "attention", "workload": case.workload(), "configuration": told(config), "cache": "warm",
                  "environment": HERE, "at": "now"}  # fmt: skip
         append(tmp_path / "sweep.jsonl", Measurement(**known, status=Status.OK, samples_s=(imagined_time(told(config)),)))
-    arguments = ["--sweep", str(tmp_path / "sweep.jsonl"), "--out", str(tmp_path / "tuned.jsonl"), "--ahead", "2"]
+    arguments = ["--sweep", str(tmp_path / "sweep.jsonl"), "--out", str(tmp_path / "tuned.jsonl"), "--ahead", "1"]
     monkeypatch.setattr(sys, "argv", ["gpu_tune", *arguments])
     yield module
 
