@@ -274,7 +274,8 @@ def _reasons(found: Estimate, gpu: Gpu, family: Family, dtype: str):  # type: ig
             rate = gpu.hbm_bytes_per_s.value
             return f"HBM: {format_si(seconds * rate, 'B')} at {gpu.hbm_bytes_per_s.text} ({gpu.hbm_bytes_per_s.kind})"
         if name == "longest block":
-            return f"longest block: {seconds * hz:.0f} cycles of dependent tiles at {gpu.boost_hz.text}; more splits shorten it"
+            shorter = "smaller tiles" if any(k.name == "column" for k in found.kernels) else "more splits"
+            return f"longest block: {seconds * hz:.0f} cycles of dependent tiles at {gpu.boost_hz.text}; {shorter} shorten it"
         launch = family.constants["launch_s"]
         return f"launch: {launch.text} per call ({launch.kind}: {launch.source})"
 

@@ -173,6 +173,7 @@ def test_a_prediction_says_what_it_rests_on_and_compares_with_no_forward_pass() 
     assert any("holds keys and walks queries" in note for note in found.assumptions)
     assert not dict(found.speedup)
     assert found.mapping["splits"] == 1
+    assert not any("more splits" in b.because for b in found.bounds)
     assert found.time_high_s / found.time_s >= 1.4  # the interval of constants that nothing was fitted to
     assert found.flops_matmul == 5 * 2 * 2 * 6 * 256 * 384 * 32
 
