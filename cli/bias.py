@@ -107,6 +107,8 @@ def _draw(found: Analysis, timed: Sequence[BiasTimes], plot: Path) -> None:
 
 
 MOST_TOKENS = 1 << 22
+NOTICEABLE = 0.05
+"""Relative error of the attention output that a verdict mentions."""
 
 SHARED = {
     "batch": dense_kind(False, True), "heads": dense_kind(True, False), "both": dense_kind(False, False),
@@ -249,6 +251,12 @@ def _verdict(found: Analysis, timed: Sequence[BiasTimes]) -> list[str]:
         lines.append(
             f"heads {', '.join(map(str, short))}: not factorised at this error; it needs a rank above {found.rank_at_least}"
             f" of {min(found.queries, found.keys)}; the singular values above fall too slowly"
+        )
+    worst = max(range(len(found.heads)), key=lambda k: found.heads[k].error_output)
+    if not found.exact and (error := found.heads[worst].error_output) > NOTICEABLE:
+        lines.append(
+            f"head {worst}: at this rank the attention output is off by {error:.2g} on random activations;"
+            " --output-error 0.01 finds the rank that is not"
         )
     for t in timed:
         if t.useful and found.rank is not None:

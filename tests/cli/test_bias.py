@@ -136,6 +136,16 @@ def test_error_of_the_output_as_the_goal(einsight: Einsight, files: Path) -> Non
     assert all(a < b for a, b in zip(loose["rank"], tight["rank"], strict=True))
 
 
+def test_a_verdict_names_the_head_whose_output_suffers(einsight: Einsight, files: Path) -> None:
+    words = ("bias", "--table", str(files / "swin.npy"), "--window", "12x12")
+    loose, tight = einsight(*words, "--energy", "0.9"), einsight(*words, "--output-error", "0.01")
+    errors = einsight(*words, "--energy", "0.9", "--json").json["error"]["output"]
+    worst = max(range(len(errors)), key=errors.__getitem__)
+    assert errors[worst] > 0.05
+    assert f"head {worst}: at this rank the attention output is off by" in loose.out.replace("\n", " ")
+    assert "is off by" not in tight.out
+
+
 def test_an_array_has_times_and_a_tile_loop_of_its_rows(einsight: Einsight) -> None:
     words = ("bias", "--kind", "alibi", "--heads", "8", "--seq", "2048", "--target", "fusemax")
     ran = einsight(*words)
