@@ -1,6 +1,6 @@
 """The search against recorded spaces, beside random search and TPE in the same run; and what an ask costs.
 
-    python benchmarks/bench_tuner.py                     every recorded space, 50 seeds, 200 evaluations (about 30 minutes)
+    python benchmarks/bench_tuner.py                     every recorded space, 50 seeds, 200 evaluations (about 40 minutes)
     python benchmarks/bench_tuner.py --write             the same, and the tables of docs/tuner.md from it
     python benchmarks/bench_tuner.py --space convolution_a100 --seeds 10
 
@@ -35,7 +35,7 @@ BARS = {"gemm": 95.0, "convolution": 88.0, "dedispersion": 90.0}  # percent of t
 PRIOR_BARS = {32: 94.0, 100: 97.0, 200: 99.0}
 EASY = 97.0  # where random search gets this far, nothing is asked of the comparison
 CHUNK = 5  # seeds between two writes of the results file
-ASK_BAR_S, ASK_SPACE, ASKS = 0.05, 10, 200
+ASK_BAR_S, ASK_SPACE, ASKS, ASK_RUNS = 0.05, 10, 200, 3
 BEGIN, END = "<!-- bench_tuner: begin -->", "<!-- bench_tuner: end -->"
 
 
@@ -154,11 +154,11 @@ def main() -> int:
     given = parser.parse_args()
     given.missed = []
     lines = []
-    asks = ask_times()
-    middle, high, most = (1e3 * np.quantile(asks, q) for q in (0.5, 0.95, 1.0))
-    told = f"Processor time of an ask on 10,000 configurations: mean {1e3 * asks.mean():.1f} ms; "
-    told += f"median {middle:.1f}, 95 % under {high:.0f}, worst {most:.0f}."
-    if asks.mean() > ASK_BAR_S:
+    asks = np.min([ask_times() for _ in range(ASK_RUNS)], axis=0)  # the same asks: what differs is the machine's other work
+    middle, high, most = (1e3 * np.quantile(asks, q) for q in (0.5, 0.99, 1.0))
+    told = f"Processor time of an ask on 10,000 configurations ({ASKS} asks, each the least of {ASK_RUNS} runs): "
+    told += f"mean {1e3 * asks.mean():.1f} ms, median {middle:.1f}, 99 % under {high:.0f}, worst {most:.0f}."
+    if asks.max() > ASK_BAR_S:
         given.missed.append(told)
     for line in [told, "", *([] if REFERENCE.is_dir() else [f"no recorded spaces in {REFERENCE}"])]:
         print(line)

@@ -8,6 +8,7 @@ from typing import Any
 
 from contests import SHORT, Bar, Call, Contest, Round, names_of_config, normal
 
+from einsight.kernels.catalog import KERNELS
 from einsight.kernels.linear_space import linear_configurations
 from einsight.kernels.resources import Request
 from einsight.kernels.spaces import LIMITS, Config, Heads
@@ -17,6 +18,7 @@ CONFIGS = (
     Config(32, 32, 4, 1), Config(64, 32, 8, 1), Config(32, 64, 8, 1), Config(64, 64, 8, 1), Config(64, 32, 4, 1),
 )  # fmt: skip
 CHUNK = 64  # of the PyTorch form
+CATALOGUED = {"decay": "lightning", "gates": "gla"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,10 @@ def contest(case: Case, bars: tuple[Bar, ...] = ()) -> Contest:
         parts = (False, True) if case.kind == "gates" else (False,)
         return tuple(Request(MODULE, "compile_named", known | {"scores": part}, capability) for part in parts)
 
-    # No cascade of the library computes this yet: the phase keeps it from joining with a prediction of something else.
-    workload = {"cascade": case.kind, "sizes": {"b": B, "h": H, "g": H, "m": N, "n": N, "e": E, "f": F},
-                "dtype": SHORT[case.dtype], "phase": "recurrence", "cache": "warm"}  # fmt: skip
-    return Contest(case.name, "linear", workload, {"flops": case.flops}, candidates, requests, lambda: _round(case), bars)
+    kernel = KERNELS[CATALOGUED[case.kind]]
+    workload = {"cascade": kernel.cascade, "sizes": {"b": B, "h": H, "g": H, "m": N, "n": N, "e": E, "f": F},
+                "dtype": SHORT[case.dtype], "phase": "prefill", "cache": "warm"}  # fmt: skip
+    return Contest(case.name, kernel.name, workload, {"flops": case.flops}, candidates, requests, lambda: _round(case), bars)
 
 
 def chunked(q: Any, k: Any, v: Any, log_gates: Any, chunk: int = CHUNK) -> Any:

@@ -46,7 +46,7 @@ class Given:
         named = [o for o, v in (("--kind", self.kind), ("--table", self.table), ("--matrix", self.matrix)) if v is not None]
         segmented = self.kind == "segments" and self.table is not None and self.matrix is None
         if len(named) != 1 and not segmented:
-            raise CommandError("bias", " with ".join(named) or "nothing", "one of --kind, --table and --matrix")
+            raise CommandError("bias", " with ".join(named) or None, "one of --kind, --table and --matrix")
 
         def probe(queries: int, keys: int) -> Probe:
             return Probe.random(queries, keys, head_dim, causal, drops_rows)
@@ -96,13 +96,13 @@ class Given:
     def lengths(self) -> tuple[int, int]:
         queries, keys = self.queries or self.keys, self.keys or self.queries
         if queries is None or keys is None:
-            raise CommandError("--seq", "nothing", "the sequence length, such as --seq 8192 (or --seq-q and --seq-kv)")
+            raise CommandError("--seq", None, "the sequence length, such as --seq 8192 (or --seq-q and --seq-kv)")
         return queries, keys
 
     @property
     def head_count(self) -> int:
         if self.heads is None:
-            raise CommandError("--heads", "nothing", "the number of heads, such as --heads 16")
+            raise CommandError("--heads", None, "the number of heads, such as --heads 16")
         return self.heads
 
     def _absolute(self, wanted: Wanted, probe: Callable[[int, int], Probe]) -> Analysis:
@@ -119,7 +119,7 @@ class Given:
         match = _WINDOW.fullmatch(self.window or "")
         if match is None:
             expected = "rows and columns such as 24x24, or one length for a table of offsets"
-            raise CommandError("--window", self.window or "nothing", expected)
+            raise CommandError("--window", self.window or None, expected)
         rows, columns = int(match[1]), int(match[2] or 0)
         tokens = rows * columns if columns else rows
         if not tokens:
@@ -178,8 +178,10 @@ def load(path: Path) -> Loaded:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise CommandError("file", str(path), "an existing .npy file") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise BiasError(str(path), f"a file that cannot be read ({error})", "an array saved by numpy.save") from None
+    except OSError as error:
+        raise BiasError(str(path), f"a file that cannot be read ({error.strerror})", "an array saved by numpy.save") from None
+    except (ValueError, EOFError):
+        raise BiasError(str(path), "something else, or Python objects", "an array of numbers saved by numpy.save") from None
     if not isinstance(array, np.ndarray):
         raise BiasError(str(path), "an archive of arrays", "one array, saved by numpy.save")
     if array.dtype.kind == "c":

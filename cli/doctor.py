@@ -13,10 +13,10 @@ from typing import Any
 
 from einsight.cli.output import Json, print_json, print_table
 
-BASE = ("numpy", "scipy", "networkx", "pyyaml", "typer", "rich", "matplotlib")
+BASE = ("numpy", "scipy", "scikit-learn", "networkx", "pyyaml", "typer", "rich", "matplotlib", "threadpoolctl")
 EXTRAS = {
     "gpu": ("torch", "triton"),
-    "tune": ("optuna", "threadpoolctl", "psycopg2-binary"),
+    "tune": ("optuna", "psycopg2-binary"),
     "dev": ("pytest", "hypothesis", "mypy", "ruff"),
 }
 REFERENCE_FOLDERS = ("measured", "gna", "fusemax", "tuner_spaces")

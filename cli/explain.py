@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +18,11 @@ from einsight.einsum.concatenate import Concatenation, concatenation
 from einsight.einsum.counts import count, matmul_flops
 from einsight.einsum.definitions import largest_error
 from einsight.einsum.dot import dot
+from einsight.einsum.errors import render
 from einsight.einsum.footprint import POLICIES, Footprint, Point, curve, footprint, least_traffic
 from einsight.einsum.format import format_cascade, format_einsum
 from einsight.einsum.ir import Cascade
+from einsight.einsum.lint import warnings
 from einsight.einsum.passes import PassAnalysis, analyse, levels
 from einsight.einsum.resolve import bind
 from einsight.sim.hardware import Gpu, load_gpu
@@ -58,6 +61,8 @@ def run(
     rank, gpu = rank or KEY, None if target is None else load_gpu(target)
     if gpu is not None and any(sizes is None for _, sizes in found):
         raise parsing.CommandError("--target", target, "sizes beside it, such as --size m=4096,n=4096,e=128,f=128")
+    for problem in warnings(library.load(what)) if Path(what).is_file() and not _is_workload(what) else ():
+        print(render(what, Path(what).read_text(encoding="utf-8"), [problem]).replace(": ", ": warning: ", 1), file=sys.stderr)
     if as_dot:
         return print_lines(dot(cascade) for cascade, _ in found)
     if as_json:
@@ -69,9 +74,13 @@ def run(
 
 def _cascades(what: str, sizes: Mapping[str, int]) -> list[tuple[Cascade, dict[str, int] | None]]:
     """The cascade that is named, with its sizes bound; of a workload file the composed ones with the file's sizes."""
-    if Path(what).suffix in WORKLOAD_ENDINGS:
-        return [_sized(w.composed(), {**w.rank_sizes, **sizes}) for w in load_workloads(what)]
+    if _is_workload(what):
+        return [_sized(w.composed(), {**w.composed_sizes, **sizes}) for w in load_workloads(what)]
     return [_sized(library.load(what), sizes)]
+
+
+def _is_workload(what: str) -> bool:
+    return Path(what).suffix in WORKLOAD_ENDINGS
 
 
 def _sized(cascade: Cascade, sizes: Mapping[str, int]) -> tuple[Cascade, dict[str, int] | None]:
@@ -103,6 +112,7 @@ def explanation(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str, bl
         "computes": cascade.computes,
         "paper": cascade.paper,
         "stable": cascade.stable,
+        "warnings": [problem.message for problem in warnings(cascade)],
         "sizes": dict(sizes or {}),
         "error": None if sizes is None else largest_error(cascade, sizes),
         "passes": dict(found[0].passes) if found else {},

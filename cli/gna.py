@@ -19,6 +19,7 @@ from einsight.sim.gna_time import GnaTime, Problem, predict_gna
 from einsight.sim.hardware import DTYPES, Gpu, load_hardware
 from einsight.sim.mask import Gna, restriction_from
 from einsight.sim.units import format_time
+from einsight.sim.workload import element_type
 
 SHOWN = 12
 """Rows of a printed table of strides or windows; `--json` has all."""
@@ -96,6 +97,9 @@ def _case(
 ) -> Case:
     if gpu and (why := family_of(kernel).why_unusable(gpu, problem.dtype)):
         raise CommandError("--dtype", problem.dtype, f"a type that {kernel.name} covers there ({why})")
+    if gpu and not kernel.covers(problem.head_dim):
+        known = f"one that {kernel.name} is built for: {_dims(kernel.head_dims)}"
+        raise CommandError("--head-dim", str(problem.head_dim), known)
     pair = asked or _default_pair(problem, kernel)
     chosen = tiling or kernel.tiling
     if chosen not in TILINGS:
@@ -125,6 +129,13 @@ def _mask(size: str, window: str | None, stride: str, dilation: str, causal: str
     return found
 
 
+def _dims(values: Sequence[int]) -> str:
+    """A short list in full, an even one by its ends."""
+    if len(values) <= 8:
+        return ", ".join(map(str, values))
+    return f"{values[0]}, {values[1]}, ... {values[-1]}"
+
+
 def _causal(flag: bool, per_dimension: str | None) -> str | bool:
     if per_dimension is None:
         return flag
@@ -136,9 +147,10 @@ def _causal(flag: bool, per_dimension: str | None) -> str | bool:
 
 
 def _dtype(text: str) -> str:
-    if text not in DTYPES:
+    found = element_type(text)
+    if found is None:
         raise CommandError("--dtype", text, f"one of {', '.join(DTYPES)}")
-    return text
+    return found
 
 
 def _asked_tiles(q_tile: str | None, kv_tile: str | None) -> TilePair | None:
@@ -227,7 +239,7 @@ def _facts(problem: Problem, case: Case) -> dict[str, Any]:
         "max_kv_tiles": tiles.most, "dense_kv_tiles": tiles.dense, "masked_kv_tiles": tiles.masked,
         "unmasked_kv_tiles": tiles.full, "kv_tiles_by_masked_dimensions": list(tiles.by_masked_dimensions),
         "exact": tiles.exact, "fully_block_sparse": case.sparsity.fully, "reason": case.sparsity.reason,
-        "natten_fully_block_sparse": natten_rule(gna, case.pair.q, case.pair.kv),
+        "natten_fully_block_sparse": natten_rule(gna, case.pair.q, case.pair.kv) if case.tiling == "static" else None,
         "padding": {
             "q": tiles.q_padding, "kv": tiles.kv_padding, "q_shape": list(padded_shape(gna, case.pair.q)),
             "kv_shape": list(padded_shape(gna, case.pair.kv)),

@@ -12,6 +12,7 @@ import typer
 from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.reports import flashbias
 from einsight.reports.flashbias import Row
+from einsight.reports.flashbias_kernels import ASSUMED_TARGET
 
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print rows as CSV and nothing else.")]
 On = Annotated[str, typer.Option("--target", metavar="NAME", help="The GPU; the publication does not state it.")]
@@ -19,11 +20,12 @@ On = Annotated[str, typer.Option("--target", metavar="NAME", help="The GPU; the 
 COLUMNS = ("table", "what", "size", "unit", "published", "predicted", "ratio", "basis", "note")
 
 
-def run(target: On = flashbias.ASSUMED_TARGET, as_csv: AsCsv = False, as_json: Json = False) -> None:
+def run(target: On = ASSUMED_TARGET, as_csv: AsCsv = False, as_json: Json = False) -> None:
     """FlashBias's measurements (arXiv 2505.12044) beside our predictions, with their ratio.
 
-    Two constants of the baseline are fitted on two of its own rows, marked so; every other row is predicted. Ends with exit
-    code 1 where a prediction says faster and the measurement slower, or the reverse.
+    Two constants of the baseline are fitted on two of its own forward rows, marked so; every other row is predicted, those of
+    forward and backward together too. Ends with exit code 1 where a prediction says faster and the measurement slower, or the
+    reverse.
 
     Example: einsight reproduce flashbias
     """

@@ -86,19 +86,21 @@ def run(
         return reproduce_search.run(tasks, targets, array, shapes, buffers, plot, buffer_ports, as_json)
     if differences:
         return _differences(models, _lengths(seq), as_json)
-    rows = fusemax.layers(_chosen("--design", design, TARGETS), models, _lengths(seq), switches, array)
+    asked = (_chosen("--design", design, TARGETS), models, _lengths(seq), switches, array)
+    found = fusemax.attention(*asked)
+    rows = fusemax.layers(*asked) if end_to_end or array is None else ()  # of another array only where they are asked for
     if as_csv:
-        return _layer_csv(rows) if end_to_end else _csv(COLUMNS, (_values(r.attention) for r in rows))
-    found = [r.total if end_to_end else r.attention for r in rows]
+        return _layer_csv(rows) if end_to_end else _csv(COLUMNS, map(_values, found))
+    found = tuple(r.total for r in rows) if end_to_end else found
     comparable = array is None and head_dim is None and heads is None
-    known = _known(rows, folder, end_to_end) if comparable else {}
+    known = _known(found, folder, end_to_end) if comparable else {}
     if as_json:
         return print_json({
             "rows": [{**asdict(r), "published": known.get(r.key)} for r in found],
-            "headlines": [asdict(h) for h in fusemax.headlines(rows)], "artifact": artifact,
+            "headlines": [asdict(h) for h in fusemax.headlines(fusemax.attention(*asked), rows)], "artifact": artifact,
         })  # fmt: skip
     _print_rows(found, known, "Encoder layers" if end_to_end else "Attention", artifact)
-    _print_headlines(rows)
+    _print_headlines(fusemax.attention(*asked), rows)
     if artifact and (off := _off(found, known)):
         print_lines(["", *off])
         raise typer.Exit(1)
@@ -159,13 +161,13 @@ def _layer_csv(rows: Sequence[LayerRow]) -> None:
     _csv(LAYER_COLUMNS, ([*_values(r.total), *part] for r, part in zip(rows, parts, strict=True)))
 
 
-def _known(rows: Sequence[LayerRow], folder: Path, whole_layer: bool) -> dict[tuple[str, str, str], dict[str, float]]:
+def _known(rows: Sequence[Row], folder: Path, whole_layer: bool) -> dict[tuple[str, str, str], dict[str, float]]:
     """Published values under our names. A layer is its attention row and its row of linear layers together."""
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     attention = fusemax.published(folder)
     linear = fusemax.published_layers(folder) if whole_layer else {}
     for row in rows:
-        key = row.attention.key
+        key = row.key
         table = attention.get(key)
         beside = linear.get((TARGETS[key[0]].partition(":")[0], *key[1:]), {})
         if table is None or (whole_layer and not beside):
@@ -198,8 +200,8 @@ def _shown(values: Mapping[str, float]) -> tuple[str, ...]:
     return f"{values['traffic_bytes'] * 1e-9:.5g} GB", f"{values['latency_s']:.5g} s", energy, *busy
 
 
-def _print_headlines(rows: Sequence[LayerRow]) -> None:
-    found = fusemax.headlines(rows)
+def _print_headlines(attention: Sequence[Row], rows: Sequence[LayerRow]) -> None:
+    found = fusemax.headlines(attention, rows)
     if not found:
         return
     cells = [
@@ -207,7 +209,7 @@ def _print_headlines(rows: Sequence[LayerRow]) -> None:
          f"{h.low:.3f} to {h.high:.3f}")
         for h in found
     ]  # fmt: skip
-    count = len({r.attention.key[1:] for r in rows})
+    count = len({r.key[1:] for r in attention})
     columns = ("headline", "paper", "mean", "geometric", "range")
     print_table(f"Ratios over {count} workloads (the paper prints the mean over 24)", columns, cells, right=columns[1:4])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from einsight.reports.roofline import roofline
 from einsight.sim import units
 from einsight.sim.hardware import Gpu
 from einsight.sim.prediction import Prediction, side_by_side
-from einsight.sim.sweep import Curve, crossovers, parse_axis, sweep
+from einsight.sim.sweep import Curve, crossovers, longest_within, parse_axis, sweep
 from einsight.sim.workload import Workload
 
 SHOWN_POINTS = 12
@@ -44,6 +44,13 @@ def run(
         str | None,
         typer.Option("--sweep", metavar="n=1k:128k", help="Walk a size, n=FROM:TO[:POINTS][:log|linear] or n=1k,4k."),
     ] = None,
+    kernel: Annotated[str | None, typer.Option(metavar="NAME", help="One of our kernels, with --config.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="A build of --kernel: BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where the build's resources come from: compiled, table or closed_form.")
+    ] = None,
     within: Annotated[str | None, typer.Option(metavar="TIME", help="With --sweep: the most under this time.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="Draw the roofline (or the sweep).")] = None,
     as_json: Json = False,
@@ -55,6 +62,15 @@ def run(
     shape = options.Shape(
         cascade, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias, cache
     )
+    if kernel is None and (config or source):
+        raise CommandError("--kernel", None, f"a kernel beside --{'config' if config else 'source'}; see `einsight kernels`")
+    if kernel is not None:
+        if axis is not None or plot is not None:
+            raise CommandError("--kernel", kernel, f"a build without {'--sweep' if axis else '--plot'} beside it")
+        from einsight.cli.simulate_kernel import predictions  # kernels and resources: only for a build
+
+        columns = predictions(kernel, config, source, files or [], model, shape, target or [])
+        return print_json([p.as_json() for c in columns for p in c]) if as_json else _print(columns)
     found = options.cases(files or [], model, shape)
     if axis is not None:
         return _sweep(found, target or [], axis, within, plot, as_json)
@@ -71,7 +87,11 @@ def run(
         save(roofline_figure([roofline(h, every) for h in hardware if isinstance(h, Gpu)]), plot)
     if as_json:
         return print_json([p.as_json() for p in every])
-    for column in by_workload:
+    _print(by_workload)
+
+
+def _print(columns: Iterable[Sequence[Prediction]]) -> None:
+    for column in columns:
         print_predictions(column)
 
 
@@ -110,7 +130,8 @@ def _sweep(
     print_table(title, (axis.size, *(c.target for c in curves)), rows, right=(axis.size,))
     print_lines(f"fastest from {axis.size} = {value} on: {name}" for value, name in crossovers(curves))
     if limit_s is not None:
-        print_lines(f"largest {axis.size} within {within} on {c.target}: {c.longest_within(limit_s) or 'none'}" for c in curves)
+        answers = {c.target: longest_within(workload, c, limit_s) or "none" for c in curves}
+        print_lines(f"largest {axis.size} within {within} on {name}: {found}" for name, found in answers.items())
 
 
 def _seconds(within: str) -> float:
@@ -131,5 +152,5 @@ def _sweep_json(workload: Workload, curves: Sequence[Curve], limit_s: float | No
     }
     if limit_s is not None:
         found["within_s"] = limit_s
-        found["largest_within"] = {c.target: c.longest_within(limit_s) for c in curves}
+        found["largest_within"] = {c.target: longest_within(workload, c, limit_s) for c in curves}
     return found

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +20,7 @@ Kernel = Annotated[str | None, typer.Argument(metavar="[KERNEL]", help="One of `
 Target = Annotated[str | None, typer.Option(metavar="NAME", help="Profile; default: the GPU at hand.")]
 Explain = Annotated[str | None, typer.Option(metavar="BLOCK_M=128,...", help="Why a configuration is in the space or out.")]
 PredictOnly = Annotated[bool, typer.Option("--predict-only", help="Rank by the simulator; no GPU needed.")]
+WorkloadFile = Annotated[Path | None, typer.Option("--workload", metavar="FILE.yaml", help="Instead of the sizes.")]
 Shapes = Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Workloads that share few configurations.")]
 Keep = Annotated[str, typer.Option(metavar="N", help="With --shapes: configurations to keep.")]
 Replay = Annotated[Path | None, typer.Option(metavar="FILE", help="A recorded space is the device.")]
@@ -31,7 +36,9 @@ Storage = Annotated[str | None, typer.Option(metavar="FILE|postgresql://...", he
 Ahead = Annotated[str, typer.Option(metavar="N", help="Builds compiled at the same time.")]
 NoStop = Annotated[bool, typer.Option("--no-stop", help="Use every trial, even where little is to gain.")]
 Export = Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found.")]
-ExportAs = Annotated[str, typer.Option("--as", metavar="triton|lookup|t4|kernel-tuner", help="In which form.")]
+ExportAs = Annotated[
+    str | None, typer.Option("--as", metavar="lookup|triton|t4|kernel-tuner", help="How; lookup alone: where kernels read.")
+]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="With --replay: draw the curves.")]
 
 
@@ -39,7 +46,7 @@ def run(
     kernel: Kernel = None,
     heads: options.Heads = None,
     kv_heads: options.KvHeads = None,
-    batch: options.Batch = "1",
+    batch: options.Batch = None,
     seq: options.Seq = None,
     seq_q: options.SeqQ = None,
     seq_kv: options.SeqKv = None,
@@ -50,6 +57,7 @@ def run(
     window: options.Window = None,
     bias: options.Bias = None,
     cache: options.Cache = None,
+    workload: WorkloadFile = None,
     target: Target = None,
     explain: Explain = None,
     predict_only: PredictOnly = False,
@@ -68,7 +76,7 @@ def run(
     ahead: Ahead = "4",
     no_stop: NoStop = False,
     export: Export = None,
-    export_as: ExportAs = "lookup",
+    export_as: ExportAs = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
@@ -77,23 +85,38 @@ def run(
     Example: einsight tune --replay convolution_a100.json.gz --trials 64 --seeds 50
     Example: einsight tune attention --heads 32 --kv-heads 8 --seq 8192 --causal --target h100-sxm --predict-only
     """
-    _need_optuna()
-    from einsight.cli import tune_kernel, tune_replay, tune_search  # optuna: only when a search runs
-
-    live = tune_search.Live(
-        whole(trials, "--trials"), seed, sampler, prior, record, storage, whole(ahead, "--ahead"), not no_stop,
-        export, export_as, key or "",
-    )  # fmt: skip
-    if replay is not None:
-        return tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
     shape = options.Shape(
-        None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias, cache or "warm"
-    )
-    return tune_kernel.dispatch(kernel, shape, target, explain, predict_only, shapes, whole(keep, "--keep"), live, as_json)
+        None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias,
+        cache or (None if workload else "warm"),
+    )  # fmt: skip
+    from einsight.cli import tune_predict
+
+    out, asked = tune_predict.output(kernel, export, export_as), tune_predict.asked(kernel, shape, workload)
+    if asked is not None and shapes is None and (explain is not None or predict_only):  # no search: needs no optuna
+        return tune_predict.dispatch(asked, target, explain, out, as_json)
+    tune_kernel, tune_replay, tune_search = _with_optuna("tune_kernel", "tune_replay", "tune_search")
+    live = tune_search.Live(
+        whole(trials, "--trials"), seed, sampler, prior, record, storage, whole(ahead, "--ahead"), not no_stop, out, key or "",
+    )  # fmt: skip
+    with _plain_warnings():
+        if replay is not None:
+            tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
+        else:
+            tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
 
 
-def _need_optuna() -> None:
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """A repaired record is told in one line, without the place in the code that noticed it."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"einsight: {message}", file=sys.stderr)
+        yield
+
+
+def _with_optuna(*modules: str) -> list[Any]:
+    """Modules of this folder that search; Optuna takes a while to import."""
     try:
         importlib.import_module("einsight.tuner.search")
     except ImportError as error:
         raise CommandError("tune", f"no {error.name}", "the extra `tune`: pip install 'einsight[tune]'") from None
+    return [importlib.import_module(f"einsight.cli.{module}") for module in modules]

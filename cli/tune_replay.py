@@ -63,7 +63,7 @@ def dispatch(
     """One search with all that a real one has when something is to be kept; else many, judged."""
     if kernel is not None:
         raise CommandError("--replay", f"it beside {kernel}", "either a kernel or a recorded space")
-    if seeds is None and (live.record or live.storage or live.export):
+    if seeds is None and (live.record or live.storage or live.output):
         return tune_search.recorded(file, live, as_json)
     count = whole(seeds or "10", "--seeds")
     return run(Asked(file, live.trials, count, live.sampler, live.prior, against, plot, live.key), as_json)

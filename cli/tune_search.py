@@ -15,15 +15,16 @@ from rich.progress import Progress as Bar
 
 from einsight.cli import INTERRUPTED
 from einsight.cli.output import print_json, print_lines, print_table
-from einsight.cli.parsing import CommandError
+from einsight.cli.tune_predict import Output
 from einsight.sim.units import format_time
 from einsight.tuner import recorded as records
-from einsight.tuner.export import KINDS, export
+from einsight.tuner.export import export
 from einsight.tuner.prior import Floats
 from einsight.tuner.record import Measurement, Status
 from einsight.tuner.search import Search, open_study, sampler
 from einsight.tuner.space import Space
 from einsight.tuner.store import Store, Subject, ranked
+from einsight.tuner.tune import INTERRUPTED as ENDED_BY_USER
 from einsight.tuner.tune import Device, Progress, Tuned, noise, tune
 
 SHOWN = 8
@@ -41,25 +42,19 @@ class Live:
     storage: str | None
     ahead: int
     stop_early: bool
-    export: Path | None
-    export_as: str
+    output: Output | None
     key: str
-
-    def check(self) -> None:
-        if self.export is not None and self.export_as not in KINDS:
-            raise CommandError("--as", self.export_as, f"one of {', '.join(KINDS)}")
 
 
 def recorded(file: Path, live: Live, as_json: bool) -> None:
     """A search whose device is a recorded space; or, without a record and a study, only another format of it."""
     from einsight.cli.tune_replay import prior_for
 
-    live.check()
     found = records.load(file, live.key)
     if live.record is None and live.storage is None:
-        assert live.export is not None
-        export([found.measure(row) for row in range(len(found.space))], live.export_as, live.export)
-        return print_lines([f"{live.export}: {len(found.space)} configurations as {live.export_as}"])
+        assert live.output is not None
+        export([found.measure(row) for row in range(len(found.space))], live.output.kind, live.output.file)
+        return print_lines([f"{live.output.file}: {len(found.space)} configurations as {live.output.kind}"])
     prior = prior_for(live.prior, found)
     subject = Subject(found.kernel, found.workload, found.device)
     believed = prior(live.seed) if prior else None
@@ -71,7 +66,6 @@ def search(
     space: Space, device: Device, subject: Subject, prior: Floats | None, live: Live, title: str, key: str = ""
 ) -> Tuned:
     """Runs it with a progress bar on stderr. The study beside a record is a journal file, unless --storage names one."""
-    live.check()
     storage = live.storage or (str(live.record.with_suffix(".journal")) if live.record else None)
     name = f"{subject.kernel} {subject.device} {subject.source_hash} {key or 'recorded'} {space.identity}"
     study = open_study(name, storage, sampler(live.sampler, space, prior, live.seed))
@@ -99,13 +93,13 @@ def _bar(title: str, total: int) -> Iterator[Callable[[Progress], None]]:
 
 def finish(outcome: Tuned, live: Live, as_json: bool) -> None:
     """Print, export; exit code 130 after Ctrl-C, 1 where no configuration works."""
-    if live.export is not None and outcome.best is not None:
-        export(outcome.measured, live.export_as, live.export)
+    if live.output is not None and outcome.best is not None:
+        export(outcome.measured, live.output.kind, live.output.file)
     if as_json:
         print_json(as_document(outcome))
     else:
         print_outcome(outcome, live)
-    if outcome.why == "interrupted":
+    if outcome.why == ENDED_BY_USER:
         raise typer.Exit(INTERRUPTED)
     if outcome.best is None:
         raise typer.Exit(1)
@@ -130,7 +124,7 @@ def print_outcome(outcome: Tuned, live: Live) -> None:
     if outcome.best is None:
         return print_lines(["no configuration works", *(f"  {m.configuration}: {m.reason}" for m in outcome.measured[:SHOWN])])
     order = ranked(outcome.raced or outcome.measured)
-    tied = outcome.tied
+    tied = outcome.tied if len(outcome.tied) > 1 else []
     rows = [
         (_text(m), format_time(m.time_s), f"{100 * (m.time_s / order[0].time_s - 1):.1f} %", "tied" if m in tied else "")
         for m in order[:SHOWN]
@@ -143,8 +137,8 @@ def print_outcome(outcome: Tuned, live: Live) -> None:
         print_lines([f"faster, by another worker of the study: {told} at {format_time(outcome.study_best[1])}"])
     failures = [m for m in outcome.measured if m.status is not Status.OK]
     print_lines(f"  {m.status.value}: {_text(m)}: {m.reason}" for m in failures[:SHOWN])
-    if live.export is not None:
-        print_lines([f"written: {live.export} ({live.export_as})"])
+    if live.output is not None:
+        print_lines([f"written: {live.output.file} ({live.output.kind})"])
 
 
 def _text(m: Measurement) -> str:

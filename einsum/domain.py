@@ -51,7 +51,8 @@ class Domain:
         return frozenset(self._guard(r).args[0] for r in chunked)
 
     def _extent(self, variable: str) -> Expression:
-        return self.limits.get(variable, Symbol(variable.upper()))
+        limit = self.limits.get(variable, Symbol(variable.upper()))
+        return Symbol(self.cascade.size_of(limit.name.lower())) if isinstance(limit, Symbol) else limit
 
     def _order(self, variable: str) -> tuple[int, str]:
         names = [n.lower() for r in self.cascade.ranks for n in (r.name, *r.parts)]

@@ -109,7 +109,8 @@ def _number(value: float) -> str:
 
 
 def _rank(rank: Rank) -> str:
-    return f"{rank.name} = {' * '.join(rank.parts)}" if rank.parts else rank.name
+    equals = " * ".join(rank.parts) or rank.like
+    return f"{rank.name} = {equals}" if equals else rank.name
 
 
 def _tensor(tensor: Tensor) -> str:

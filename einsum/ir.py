@@ -12,16 +12,18 @@ from typing import TypeVar
 
 from einsight.einsum.expression import Access, Apply, Expression, Span, Symbol, accesses, rewrite, variables
 
-MARKS = ("score", "denominator", "maximum")
+MARKS = ("score", "denominator", "maximum", "slope")
 """Tensors that a base cascade marks so that masks and fragments can act on them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """A named rank. `parts` names its chunks, outer first, when it is partitioned: `rank N = N1 * N0`."""
+    """A named rank. `parts` names its chunks, outer first, when it is partitioned: `rank N = N1 * N0`; `like` the rank or
+    chunk that it is as large as, when it walks the same coordinates a second time: `rank C = N0`."""
 
     name: str
     parts: tuple[str, ...] = ()
+    like: str = ""
     span: Span | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -191,6 +193,11 @@ class Cascade:
             elif isinstance(statement, Iterate):
                 for einsum in statement.body:
                     yield einsum, statement
+
+    def size_of(self, variable: str) -> str:
+        """The name of the size up to which a variable walks: its rank's, or that of the rank this one is `like`."""
+        found = self.rank(variable.upper())
+        return (found.like if found else "") or variable.upper()
 
     def rank(self, name: str) -> Rank | None:
         return next((r for r in self.ranks if r.name == name), None)

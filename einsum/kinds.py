@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
 from einsight.einsum.errors import Problem, did_you_mean
 from einsight.einsum.expression import (
@@ -19,11 +19,14 @@ from einsight.einsum.expression import (
     children,
     walk,
 )
+from einsight.einsum.formula import polynomial
 from einsight.einsum.ir import Cascade
 
 COMPARISONS = frozenset(("<", "<=", ">", ">=", "==", "!="))
 LOGIC = frozenset(("&&", "||"))
 INDEX_OPERATORS = frozenset(("+", "-", "*", "%", "floordiv", "min", "max", "neg"))
+DIVISOR_NODES = 12
+"""Divisors longer than this are not looked into: whether they are 0 depends on sizes anyway."""
 NODES = 10_000
 """Nodes that a `let` may stand for once the `let`s it uses are written out."""
 
@@ -115,12 +118,20 @@ def _operator(node: Apply, kind: Kind, names: Header) -> Iterator[Problem]:
         hint = "Integer division is floordiv(a, b)." if node.op == "/" else None
         yield Problem(f"`{node.op}` cannot stand in an index", node.span, ", ".join(sorted(INDEX_OPERATORS)), hint)
         return
+    if node.op in ("%", "floordiv") and _is_zero(node.args[1]):
+        yield Problem(f"`{node.op}` by zero", node.args[1].span, "a divisor that is not 0 whatever the sizes")
     for position, argument in enumerate(node.args):
         wants_predicate = node.op in LOGIC or (node.op == "select" and position == 0)
         if names.is_predicate(argument) != wants_predicate:
             yield _wrong_kind(argument, Kind.PREDICATE if wants_predicate else Kind.VALUE)
         else:
             yield from _inside(argument, kind, names)
+
+
+def _is_zero(node: Expression) -> bool:
+    """Whether a divisor is 0 at every size and coordinate: `0`, `m - m`. Long ones are not judged."""
+    form = polynomial(node) if len(tuple(islice(walk(node), DIVISOR_NODES + 1))) <= DIVISOR_NODES else None
+    return form is not None and not form.terms
 
 
 def _symbol(node: Symbol, names: Header, rank: str | None = None) -> Iterator[Problem]:

@@ -95,7 +95,9 @@ def _foreign(cascade: Cascade) -> Iterator[Problem]:
     for einsum in cascade.einsums:
         for access in einsum.reads:
             for rank, index in zip(ranks.get(access.tensor, ()), access.indices, strict=False):
-                if isinstance(index, Symbol) and index.is_variable and index.name != rank.lower():
+                if not isinstance(index, Symbol) or not index.is_variable:
+                    continue
+                if cascade.size_of(index.name) != cascade.size_of(rank.lower()):
                     message = (
                         f"rank {rank} of {access.tensor} is indexed by {index.name}, which walks {index.name.upper()}"
                     )

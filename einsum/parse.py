@@ -274,15 +274,16 @@ def _rank(cursor: Cursor, draft: _Draft, first: Token) -> None:
     while True:
         name = cursor.name("a rank")
         parts: tuple[str, ...] = ()
+        like = ""
         if cursor.accept("="):
-            outer = cursor.name("the number of chunks")
-            cursor.expect("*", f"in `{name.text} = CHUNKS * CHUNK`")
-            parts = (outer.text, cursor.name("the chunk length").text)
+            like = cursor.name("the number of chunks, or the rank that it is as large as").text
+        if like and cursor.accept("*"):
+            parts, like = (like, cursor.name("the chunk length").text), ""
             if cursor.peek.text == "*":
                 raise FaultError(
                     "a rank is cut in two only", cursor.peek.span, f"`{name.text} = {parts[0]} * {parts[1]}`"
                 )
-        draft.ranks.append(Rank(name.text, parts, name.span))
+        draft.ranks.append(Rank(name.text, parts, like, name.span))
         if not cursor.accept(","):
             return
 

@@ -187,7 +187,10 @@ def _distance(write: Expression, read: Expression, whole: Mapping[str, tuple[str
 
 
 def _polynomial(node: Expression, whole: Mapping[str, tuple[str, ...]]) -> Polynomial | None:
-    """The index as a polynomial over symbols, n1*N0 + n0 folded into n; None when it is not one."""
+    """The index as a polynomial over symbols, n1*N0 + n0 folded into n, floordiv(n, N0) into n1; None when it is not one."""
+    for rank, (outer, inner) in whole.items():
+        if node == Apply("floordiv", (Symbol(rank.lower()), Symbol(inner))):
+            return {(outer.lower(),): 1.0}  # the chunk that position n lies in
     terms = _terms(node)
     if terms is None:
         return None

@@ -31,7 +31,8 @@ def complete(cascade: Cascade, sizes: Mapping[str, SupportsIndex]) -> dict[str, 
     needs = _needs(cascade)
     bound = _upper_case(cascade, sizes)
     wanted = ", ".join(needs.names)
-    known = {*needs.names, *(outer for _, outer, _ in needs.partitions)}
+    alike = {r.name: r.like for r in cascade.ranks if r.like}
+    known = {*needs.names, *(outer for _, outer, _ in needs.partitions), *alike}
     if unknown := [n for n in bound if n not in known]:
         raise SizeError(f"cascade {cascade.name} has no size {', '.join(unknown)} (it needs {wanted})")
     for name in bound:
@@ -49,6 +50,9 @@ def complete(cascade: Cascade, sizes: Mapping[str, SupportsIndex]) -> dict[str, 
                 f"cascade {cascade.name}: {outer}={bound[outer]} does not match {whole}={bound[whole]} in chunks of "
                 f"{inner}={bound[inner]}; expected {outer} = ceil({whole}/{inner}) = {expected}"
             )
+    for name, other in alike.items():
+        if bound.setdefault(name, bound[other]) != bound[other]:
+            raise SizeError(f"cascade {cascade.name}: size {name} is {bound[name]}; expected {bound[other]}, as {other}")
     return bound
 
 
@@ -71,11 +75,12 @@ class _Needs:
 def _needs(cascade: Cascade) -> _Needs:
     partitions = tuple((r.name, r.parts[0], r.parts[1]) for r in cascade.ranks if len(r.parts) == 2)
     of_partitions = {n for p in partitions for n in p}
-    ranks = tuple(r.name for r in cascade.ranks if r.name not in of_partitions)
+    alike = {r.name for r in cascade.ranks if r.like}
+    ranks = tuple(r.name for r in cascade.ranks if r.name not in of_partitions | alike)
     lets = {let.name for let in cascade.lets}
     symbols = (n for node in _expressions(cascade) for n in walk(node) if isinstance(n, Symbol))
     used = dict.fromkeys(s.name for s in symbols if not s.is_variable)
-    parameters = tuple(n for n in used if n not in {*ranks, *of_partitions, *lets})
+    parameters = tuple(n for n in used if n not in {*ranks, *of_partitions, *alike, *lets})
     return _Needs(ranks, partitions, parameters)
 
 

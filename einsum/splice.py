@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from einsight.einsum.expression import Access, Apply, Expression, Symbol, rewrite, substitute, variables
+from einsight.einsum.expression import Access, Apply, Expression, Symbol, accesses, rewrite, substitute, variables
 from einsight.einsum.ir import Cascade, Einsum, Initial, Iterate, Mark, Reduction, Statement, rewrite_statement
 
 ROLES = {
     "score": "one value per query and key, which a mask, a bias or a softcap acts on",
     "denominator": "a sum over the keys, by which the output is divided",
     "maximum": "the row maximum that is subtracted before exp",
+    "slope": "the gradient of the score, from which those of the operands follow",
 }
 """What the marks of a cascade stand for."""
 
@@ -27,7 +28,26 @@ def host_mark(host: Cascade, fragment: Cascade) -> Access:
     extended = _required(host, fragment, fragment.extends, "extends")
     for wanted in fragment.reads:
         _required(host, fragment, wanted, "reads")
+    if host.mark("slope") and not _adds(fragment):
+        raise IllegalComposition(
+            f"{host.name} computes gradients, and fragment {fragment.name} does more than add to the {fragment.extends.role}: "
+            "its own derivative would be missing; write it into a cascade of its own"
+        )
     return extended
+
+
+def _adds(fragment: Cascade) -> bool:
+    """Whether the fragment's new mark is the extended tensor plus or minus something without it: a derivative of 1."""
+    assert fragment.extends is not None
+    mark, extended = fragment.mark(fragment.extends.role), fragment.extends.access
+    made = next((e for e in fragment.einsums if mark is not None and e.name == mark.tensor), None)
+    others = (a.tensor for e in fragment.einsums if e is not made for a in e.reads)
+    if made is None or extended.tensor in others or made.reduced:
+        return False
+    match made.expression:
+        case Apply(op="+" | "-", args=(Access() as first, rest)):
+            return first == extended and all(a.tensor != extended.tensor for a in accesses(rest))
+    return False
 
 
 def _required(host: Cascade, fragment: Cascade, wanted: Mark, verb: str) -> Access:

@@ -63,6 +63,11 @@ def _ranks(cascade: Cascade) -> Iterator[Problem]:
             if name in seen:
                 yield Problem(f"rank {name} is declared twice", rank.span, "each rank, and each chunk, once")
             seen.add(name)
+    alone = [n for rank in cascade.ranks if not rank.like for n in (rank.name, *rank.parts)]
+    for rank in cascade.ranks:
+        if rank.like and rank.like not in alone:
+            yield Problem(f"rank {rank.name} is to be as large as {rank.like}", rank.span, f"one of {', '.join(alone)}",
+                          f"A rank that is cut into chunks reads `{rank.name} = CHUNKS * CHUNK`.")  # fmt: skip
 
 
 def _declared(cascade: Cascade, names: Header) -> Iterator[Problem]:

@@ -1,185 +1,44 @@
-"""Fused forward attention in Triton: the cascade `one_pass` (FlashAttention-2, arXiv:2307.08691, algorithm 1).
+"""Fused forward attention: dense, causal, sliding window, grouped heads, lengths, sinks, softcap; fp16, bf16 and fp8.
 
-One program computes `block_m` query rows of one head and walks over the keys in tiles of `block_n`, keeping a running
-maximum, a running sum and an unnormalised output. Tiles outside the mask are not visited; tiles wholly inside it run
-without mask arithmetic; only border tiles compare positions. Plain pointers: no descriptors, no warp specialisation.
+The kernel is in `attention_forward`. Tiles are read through pointers, or through tensor descriptors where a build asks
+for them and the inputs allow it.
 """
-
-# mypy: disable-error-code="untyped-decorator,no-untyped-def"
-# (a Triton kernel's arguments have no Python types)
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from einsight.kernels.attention_forward import forward
+from einsight.kernels.attention_launch import LOG2_E as LOG2_E
+from einsight.kernels.attention_launch import (
+    Bias,
+    Pass,
+    Setting,
+    as_sequences,
+    meta,
+    options,
+    strides,
+    variant,
+)
+from einsight.kernels.attention_space import AttentionConfig, attention_config, fp8_refusal, path_refusal
 from einsight.kernels.band import Band, band
 from einsight.kernels.spaces import Config, default_config
+from einsight.kernels.tuned import tuned
 
 DTYPES = (torch.float16, torch.bfloat16)
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+# Softmax weights are at most 1, and e4m3 has no more than 2^-9 below it: scaled by 2^8 they use its range up to 448.
+FP8_WEIGHT_BITS = 8
+DESCRIPTOR_ALIGNMENT = 16  # bytes
 HEAD_DIMS = (32, 256)  # smallest and largest E and F; between powers of two the tile is padded
-LOG2_E = math.log2(math.e)
-PACKED_ROWS = 24  # place of `packed_rows` among the kernel's arguments
-
-
-@triton.jit
-def _walk(acc, top, total, q, k_tile, v_tile, stride_kn, stride_vn, lo, hi, used_n, diagonal, left, right,
-          scale_log2, cap_log2, E: tl.constexpr, F: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr,
-          BLOCK_N: tl.constexpr, BORDER: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-          HAS_CAP: tl.constexpr):  # fmt: skip
-    """Take the key tiles lo, lo + BLOCK_N, ... < hi into the running state; `k_tile`, `v_tile` point at key lo.
-
-    `top` is the running maximum in units of log 2, `total` the running sum, `acc` the unnormalised output.
-    """
-    offs_n = tl.arange(0, BLOCK_N)
-    offs_e = tl.arange(0, BLOCK_E)
-    offs_f = tl.arange(0, BLOCK_F)
-    k_offsets = offs_n[None, :] * stride_kn + offs_e[:, None]
-    v_offsets = offs_n[:, None] * stride_vn + offs_f[None, :]
-    for start in tl.range(lo, hi, BLOCK_N):
-        key = start + offs_n
-        if BORDER:
-            k = tl.load(k_tile + k_offsets, mask=(key < used_n)[None, :] & (offs_e < E)[:, None], other=0.0)
-        elif E < BLOCK_E:
-            k = tl.load(k_tile + k_offsets, mask=(offs_e < E)[:, None], other=0.0)
-        else:
-            k = tl.load(k_tile + k_offsets)
-        score = tl.dot(q, k)
-        if HAS_CAP:  # cap * tanh(score / cap), with scale_log2 = 2 scale / cap log2(e): one exponential, one division
-            score = cap_log2 - 2.0 * cap_log2 / (1.0 + tl.exp2(score * scale_log2))
-        if BORDER:
-            seen = (key < used_n)[None, :]
-            if HAS_LEFT:
-                seen = seen & (key[None, :] + left >= diagonal[:, None])
-            if HAS_RIGHT:
-                seen = seen & (key[None, :] - right <= diagonal[:, None])
-            score = tl.where(seen, score, -float("inf"))
-        # The scale is positive, so it commutes with the maximum: one multiplication per row instead of one per score,
-        # and the subtraction below becomes one fused multiply-add.
-        peak = tl.max(score, 1)
-        if not HAS_CAP:
-            peak = peak * scale_log2
-        new_top = tl.maximum(top, peak)
-        base = new_top
-        if BORDER:  # a row that has seen no key yet: -inf - -inf would be NaN
-            base = tl.where(new_top == -float("inf"), 0.0, new_top)
-        weight = tl.exp2(score - base[:, None]) if HAS_CAP else tl.exp2(score * scale_log2 - base[:, None])
-        decay = tl.exp2(top - base)
-        total = total * decay + tl.sum(weight, 1)
-        if BORDER:
-            v = tl.load(v_tile + v_offsets, mask=(key < used_n)[:, None] & (offs_f < F)[None, :], other=0.0)
-        elif F < BLOCK_F:
-            v = tl.load(v_tile + v_offsets, mask=(offs_f < F)[None, :], other=0.0)
-        else:
-            v = tl.load(v_tile + v_offsets)
-        acc = acc * decay[:, None]
-        acc = tl.dot(weight.to(v.dtype), v, acc)
-        top = new_top
-        k_tile += BLOCK_N * stride_kn
-        v_tile += BLOCK_N * stride_vn
-    return acc, top, total, k_tile, v_tile
-
-
-@triton.jit
-def _forward(q_ptr, k_ptr, v_ptr, sink_ptr, lengths_q_ptr, lengths_k_ptr, out_ptr, lse_ptr,
-             stride_qb, stride_qh, stride_qm, stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
-             stride_ob, stride_oh, stride_om, H, J, M, N, packed_rows, left, right, scale_log2, cap_log2,
-             E: tl.constexpr, F: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr,
-             BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALIGN_LAST: tl.constexpr, HAS_LEFT: tl.constexpr,
-             HAS_RIGHT: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINK: tl.constexpr, HAS_LENGTHS_Q: tl.constexpr,
-             HAS_LENGTHS_K: tl.constexpr, WHOLE_TILES: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
-    """One block of queries of one head. WHOLE_TILES: every key tile is full (BLOCK_N divides N, no lengths).
-
-    PACKED: sequences lie one behind the other; `lengths` are their B + 1 bounds, M and N the longest, `packed_rows` all.
-    """
-    row_blocks = tl.cdiv(M, BLOCK_M)
-    row_block = tl.program_id(0) % row_blocks
-    if HAS_RIGHT:  # later rows see more keys: start them first, so that the last wave holds the short ones
-        row_block = row_blocks - 1 - row_block
-    bh = tl.program_id(0) // row_blocks
-    b, h = bh // H, bh % H
-    used_m = tl.load(lengths_q_ptr + b) if HAS_LENGTHS_Q else M
-    used_n = tl.load(lengths_k_ptr + b) if HAS_LENGTHS_K else N
-    stored_m, first_q, first_k = M, 0, 0
-    if PACKED:
-        first_q, first_k = used_m, used_n
-        used_m = tl.load(lengths_q_ptr + b + 1) - first_q
-        used_n = tl.load(lengths_k_ptr + b + 1) - first_k
-        stored_m = used_m
-    b64, h64 = b.to(tl.int64), h.to(tl.int64)  # an offset within a tensor may pass 2^31 elements
-    first_row = row_block * BLOCK_M
-    row = first_row + tl.arange(0, BLOCK_M)
-    last_row = tl.minimum(first_row + BLOCK_M, used_m) - 1
-    shift = used_n - used_m if ALIGN_LAST else 0
-
-    # Keys [begin, end) are seen by some row; those of [inner_begin, inner_end) by every row.
-    begin = first_row * 0
-    inner_begin = begin
-    end = tl.where(first_row < used_m, used_n, 0)
-    if HAS_LEFT:
-        begin = tl.maximum(first_row + shift - left, 0) // BLOCK_N * BLOCK_N
-        inner_begin = (tl.maximum(last_row + shift - left, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
-    inner_end = end
-    if HAS_RIGHT:
-        end = tl.minimum(end, last_row + shift + right + 1)
-        inner_end = tl.minimum(inner_end, first_row + shift + right + 1)
-    end = tl.maximum(end, begin)
-    inner_begin = tl.minimum(inner_begin, (end + BLOCK_N - 1) // BLOCK_N * BLOCK_N)
-    inner_end = tl.maximum(tl.maximum(inner_end, 0) // BLOCK_N * BLOCK_N, inner_begin)
-
-    offs_e = tl.arange(0, BLOCK_E)
-    q_rows = q_ptr + b64 * stride_qb + h64 * stride_qh + (first_q + row)[:, None].to(tl.int64) * stride_qm
-    q = tl.load(q_rows + offs_e[None, :], mask=(row < stored_m)[:, None] & (offs_e < E)[None, :], other=0.0)
-    k_tile = k_ptr + b64 * stride_kb + (h64 // J) * stride_kg + (first_k + begin).to(tl.int64) * stride_kn
-    v_tile = v_ptr + b64 * stride_vb + (h64 // J) * stride_vg + (first_k + begin).to(tl.int64) * stride_vn
-
-    acc = tl.zeros([BLOCK_M, BLOCK_F], dtype=tl.float32)
-    top = tl.full([BLOCK_M], -float("inf"), dtype=tl.float32)
-    total = tl.zeros([BLOCK_M], dtype=tl.float32)
-    if HAS_SINK:  # a key without a value whose score is given: it opens the running maximum and sum
-        sink = tl.load(sink_ptr + h).to(tl.float32) * 1.4426950408889634  # log2(e)
-        top = tl.zeros([BLOCK_M], dtype=tl.float32) + sink
-        total += 1.0
-
-    diagonal = row + shift
-    if HAS_LEFT:
-        acc, top, total, k_tile, v_tile = _walk(
-            acc, top, total, q, k_tile, v_tile, stride_kn, stride_vn, begin, inner_begin, used_n, diagonal, left, right,
-            scale_log2, cap_log2, E, F, BLOCK_E, BLOCK_F, BLOCK_N, True, HAS_LEFT, HAS_RIGHT, HAS_CAP)  # fmt: skip
-    acc, top, total, k_tile, v_tile = _walk(
-        acc, top, total, q, k_tile, v_tile, stride_kn, stride_vn, inner_begin, inner_end, used_n, diagonal, left, right,
-        scale_log2, cap_log2, E, F, BLOCK_E, BLOCK_F, BLOCK_N, False, HAS_LEFT, HAS_RIGHT, HAS_CAP)  # fmt: skip
-    if HAS_LEFT or HAS_RIGHT or not WHOLE_TILES:
-        acc, top, total, k_tile, v_tile = _walk(
-            acc, top, total, q, k_tile, v_tile, stride_kn, stride_vn, inner_end, end, used_n, diagonal, left, right,
-            scale_log2, cap_log2, E, F, BLOCK_E, BLOCK_F, BLOCK_N, True, HAS_LEFT, HAS_RIGHT, HAS_CAP)  # fmt: skip
-
-    some = (total > 0.0) & (row < used_m)
-    out = tl.where(some[:, None], acc / tl.where(some, total, 1.0)[:, None], 0.0)
-    natural = (top + tl.log2(tl.where(some, total, 1.0))) * 0.6931471805599453  # ln(2)
-    lse = tl.where(some, natural, -float("inf"))
-    offs_f = tl.arange(0, BLOCK_F)
-    out_rows = out_ptr + b64 * stride_ob + h64 * stride_oh + (first_q + row)[:, None].to(tl.int64) * stride_om
-    inside = (row < stored_m)[:, None] & (offs_f < F)[None, :]
-    tl.store(out_rows + offs_f[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
-    lse_head = lse_ptr + (h64 * packed_rows + first_q if PACKED else bh.to(tl.int64) * M)
-    tl.store(lse_head + row, lse, mask=row < stored_m)
-
-
-@dataclass(frozen=True, slots=True)
-class _Launch:
-    """A checked call: what Triton is given."""
-
-    programs: int
-    arguments: tuple[Any, ...]
-    flags: dict[str, Any]
-    options: dict[str, Any]
+Descales = tuple[Tensor | None, Tensor | None, Tensor | None]
+NO_DESCALES: Descales = (None, None, None)
 
 
 def attention(
@@ -195,6 +54,7 @@ def attention(
     sink: Tensor | None = None,
     lengths_q: Tensor | None = None,
     lengths_k: Tensor | None = None,
+    descales: Descales = NO_DESCALES,
     config: Config | None = None,
     out: Tensor | None = None,
     lse: Tensor | None = None,
@@ -206,22 +66,23 @@ def attention(
     softcap     scores become softcap * tanh(score / softcap)
     sink        [H] one score per head that joins the denominator but has no value
     lengths_q, lengths_k   int32 [B]: rows and keys of each batch element that count; the rest is padding
-    config      tile sizes, warps and stages; default: `default_config`
-    out, lse    buffers to write into: [B, H, M, F] in q's dtype, [B, H, M] float32 contiguous
+    descales    of q, k and v in fp8: float32 tensors of one positive number each, what a stored 1.0 stands for; None: 1
+    config      tile sizes, warps and stages; default: the tuned one (`kernels.lookup`), else `default_config`
+    out, lse    buffers to write into: [B, H, M, F] in q's dtype (bfloat16 for fp8), [B, H, M] float32 contiguous
 
     Returns (output, log-sum-exp in natural units, with the sink in it). A row that sees no key gives 0 and -inf.
-    float16 or bfloat16 with float32 accumulation, E and F from 32 to 256, last dimension contiguous.
+    float16 or bfloat16 with float32 accumulation, E and F from 32 to 256, last dimension contiguous; float8_e4m3fn and
+    float8_e5m2 from sm_89 on, forward only: softmax weights are rounded to the format of v, after scaling by 2^8.
     Raises ValueError or TypeError that say which argument is wrong and what would be right.
     """
-    mask = band(causal, window, align)
-    check_inputs(q, k, v, scale, softcap, sink, lengths_q, lengths_k)
+    check_inputs(q, k, v, scale, softcap, sink, lengths_q, lengths_k, (*DTYPES, *FP8))
+    check_fp8(q, descales)
     shape = (*q.shape[:3], v.shape[3])
-    out = torch.empty(shape, dtype=q.dtype, device=q.device) if out is None else out
+    out = torch.empty(shape, dtype=output_dtype(q), device=q.device) if out is None else out
     lse = torch.empty(shape[:3], dtype=torch.float32, device=q.device) if lse is None else lse
     check_outputs(out, lse, shape, q)
-    launch = _launch(q, k, v, mask, scale, softcap, sink, lengths_q, lengths_k, config, out, lse)
-    if launch.programs:
-        _forward[(launch.programs,)](*launch.arguments, **launch.flags, **launch.options)
+    setting = Setting(band(causal, window, align), own_scale(q, scale), softcap, lengths_q, lengths_k)
+    forward_pass(q, k, v, setting, config, out, lse, sink=sink, descales=descales).run()
     return out, lse
 
 
@@ -240,6 +101,7 @@ def attention_packed(
     scale: float | None = None,
     softcap: float | None = None,
     sink: Tensor | None = None,
+    descales: Descales = NO_DESCALES,
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`attention` of sequences that lie one behind the other: q [T, H, E], k [S, G, E], v [S, G, F].
@@ -247,105 +109,107 @@ def attention_packed(
     bounds_q, bounds_k     int32 [B + 1]: where each sequence's queries and keys begin, and the end; not decreasing
     longest_q, longest_k   of one sequence, so that no length has to be read back from the device
 
-    Returns (output [T, H, F], log-sum-exp [H, T]). Raises ValueError or TypeError that name the argument.
+    Returns (output [T, H, F], log-sum-exp [H, T]); 0 and -inf for rows outside every sequence. Raises ValueError or
+    TypeError that name the argument.
     """
-    for name, x, form in (("q", q, "[T, H, E]"), ("k", k, "[S, G, E]"), ("v", v, "[S, G, F]")):
-        if x.dim() != 3:
-            raise ValueError(f"{name}: got shape {list(x.shape)}, expected three dimensions {form}")
-    for name, bounds in (("bounds_q", bounds_q), ("bounds_k", bounds_k)):
-        if bounds.dim() != 1 or bounds.shape != bounds_q.shape or bounds.dtype != torch.int32 or bounds.device != q.device:
-            raise ValueError(f"{name}: got {bounds.dtype} {list(bounds.shape)} on {bounds.device}, "
-                             f"expected torch.int32 [B + 1] on {q.device}")  # fmt: skip
-    mask = band(causal, window, align)
+    check_packed(q, k, v, bounds_q, bounds_k)
     one_q, one_k, one_v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, T, E]: seen as one sequence
-    check_inputs(one_q, one_k, one_v, scale, softcap, sink, None, None)
-    (T, H, _), F, B = q.shape, v.shape[2], bounds_q.shape[0] - 1
-    longest_q, longest_k = min(longest_q, T), min(longest_k, k.shape[0])
-    out = torch.empty(T, H, F, dtype=q.dtype, device=q.device)
-    lse = torch.empty(H, T, dtype=torch.float32, device=q.device)
-    # The launch of B sequences of the longest length, whose batch stride is 0: the bounds say where each one lies.
-    wide_q, wide_k, wide_v, wide_out = (
-        x.as_strided((B, x.shape[1], length, x.shape[3]), (0, x.stride(1), x.stride(2), x.stride(3)))
-        for x, length in ((one_q, longest_q), (one_k, longest_k), (one_v, longest_k), (out.transpose(0, 1)[None], longest_q))
-    )
-    launch = _launch(wide_q, wide_k, wide_v, mask, scale, softcap, sink, bounds_q, bounds_k, config, wide_out, lse)
-    arguments = list(launch.arguments)
-    arguments[PACKED_ROWS] = T
-    if launch.programs and T:
-        _forward[(launch.programs,)](*arguments, **launch.flags | {"PACKED": True}, **launch.options)
+    check_inputs(one_q, one_k, one_v, scale, softcap, sink, None, None, (*DTYPES, *FP8))
+    check_fp8(q, descales)
+    (T, H, _), F = q.shape, v.shape[2]
+    setting = Setting(band(causal, window, align), own_scale(q, scale), softcap, bounds_q, bounds_k, T)
+    out = torch.zeros(T, H, F, dtype=output_dtype(q), device=q.device)
+    lse = torch.full((H, T), -math.inf, dtype=torch.float32, device=q.device)
+    (wide_q, wide_out), (wide_k, wide_v) = packed_views(setting, longest_q, longest_k, (q, out), (k, v))
+    forward_pass(wide_q, wide_k, wide_v, setting, config, wide_out, lse, sink=sink, descales=descales).run()
     return out, lse
 
 
-def compile_only(
-    sizes: tuple[int, int, int, int, int, int, int],
-    dtype: str,
-    mask: Band,
-    config: Config,
-    *,
-    softcap: float | None = None,
-    sink: bool = False,
-    lengths: bool = False,
-    layout: str = "bhme",
-) -> Any:
-    """Compile the kernel as `attention` would launch it on aligned tensors, without data, and return Triton's object.
-
-    sizes = (B, H, G, M, N, E, F); layout "bhme" contiguous, "bmhe" heads inside the sequence (as projections leave
-    them). The target is that of Triton's active driver.
-    """
-    B, H, G, M, N, E, F = sizes
-    element: torch.dtype = getattr(torch, dtype)
-
-    def tensor(heads: int, length: int, width: int) -> Tensor:
-        if layout == "bmhe":
-            return torch.empty(B, length, heads, width, dtype=element, device="meta").transpose(1, 2)
-        return torch.empty(B, heads, length, width, dtype=element, device="meta")
-
-    q, k, v, out = tensor(H, M, E), tensor(G, N, E), tensor(G, N, F), tensor(H, M, F)
-    lse = torch.empty(B, H, M, dtype=torch.float32, device="meta")
-    sinks = torch.empty(H, dtype=torch.float32, device="meta") if sink else None
-    used = torch.empty(B, dtype=torch.int32, device="meta") if lengths else None
-    launch = _launch(q, k, v, mask, None, softcap, sinks, used, used, config, out, lse)
-    arguments = [a.dtype if isinstance(a, Tensor) else a for a in launch.arguments]
-    return _forward.warmup(*arguments, grid=(launch.programs,), **launch.flags, **launch.options)
+def packed_views(setting: Setting, longest_q: int, longest_k: int, rows: tuple[Tensor, ...],
+                 keys: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    """Tensors [T, heads, width] and [S, heads, width] as the batch of longest sequences that a launch is made for."""
+    assert setting.lengths_q is not None
+    B = setting.lengths_q.shape[0] - 1
+    longest_q, longest_k = min(longest_q, rows[0].shape[0]), min(longest_k, keys[0].shape[0])
+    return [as_sequences(x, B, longest_q) for x in rows], [as_sequences(x, B, longest_k) for x in keys]
 
 
-def _launch(q: Tensor, k: Tensor, v: Tensor, mask: Band, scale: float | None, softcap: float | None,
-            sink: Tensor | None, lengths_q: Tensor | None, lengths_k: Tensor | None, config: Config | None,
-            out: Tensor, lse: Tensor) -> _Launch:  # fmt: skip
-    B, H, M, E = q.shape
-    G, N, F = k.shape[1], k.shape[2], v.shape[3]
-    config = config or default_config(E, F)
-    scale = 1.0 / math.sqrt(E) if scale is None else scale
-    scale_log2, cap_log2 = scale * LOG2_E, 0.0
-    if softcap is not None:
-        scale_log2, cap_log2 = 2.0 * scale / softcap * LOG2_E, softcap * LOG2_E
-    # Beyond M + N keys every window is the same; the cap keeps positions plus window within 32 bits.
-    left, right = (min(side or 0, M + N) for side in (mask.left, mask.right))
-    arguments = (
-        q, k, v, sink, lengths_q, lengths_k, out, lse, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        *out.stride()[:3], H, H // G, M, N, M, left, right, scale_log2, cap_log2,
+def forward_pass(q: Tensor, k: Tensor, v: Tensor, setting: Setting, config: Config | None, out: Tensor, lse: Tensor, *,
+                 sink: Tensor | None = None, descales: Descales = NO_DESCALES,
+                 bias: Bias | None = None) -> Pass:  # fmt: skip
+    """The launch that fills `out` and `lse`."""
+    (B, H, M, E), (G, N), F = q.shape, k.shape[1:3], v.shape[3]
+    config = config or _tuned(q, (B, H, G, M, N, E, F), setting, sink, bias) or default_config(E, F)
+    first, second = (None, None) if bias is None else (bias.first, bias.second)
+    of_second = strides(second) if bias is None or second is not None else (0, 0, 1)  # a matrix: a column per key
+    asked, capability = attention_config(config), capability_of(q)
+    allowed = capability is None or not path_refusal(asked, capability)
+    descriptors = asked.descriptors and allowed and not descriptor_refusal(k, v, setting)
+    fixed = variant(
+        setting, config, E, F, bias=bias, walked=None if setting.lengths_k is not None else N,
+        weight_bits=FP8_WEIGHT_BITS if q.dtype in FP8 else 0, descriptors=descriptors,
+        warp_specialize=asked.warp_specialize and allowed,
     )  # fmt: skip
-    flags = {
-        "E": E, "F": F, "BLOCK_E": triton.next_power_of_2(E), "BLOCK_F": triton.next_power_of_2(F),
-        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "ALIGN_LAST": mask.align == "last",
-        "HAS_LEFT": mask.left is not None, "HAS_RIGHT": mask.right is not None, "HAS_CAP": softcap is not None,
-        "HAS_SINK": sink is not None, "HAS_LENGTHS_Q": lengths_q is not None,
-        "HAS_LENGTHS_K": lengths_k is not None, "WHOLE_TILES": N % config.block_n == 0 and lengths_k is None,
-        "PACKED": False,
-    }  # fmt: skip
+    keys, values = ((_descriptor(x, config.block_n) for x in (k, v)) if descriptors else (k, v))
+    arguments = (
+        q, keys, values, first, second, sink, *descales, setting.lengths_q, setting.lengths_k, out, lse,
+        *strides(q, k, v, first), *of_second, *strides(out), H, H // G, M, N, setting.packed_rows or M, *setting.sides(M, N),
+        *setting.log2_scales, 1.0 / setting.scale,
+    )  # fmt: skip
     programs = B * H * triton.cdiv(M, config.block_m)
-    # Fusion said explicitly: one fused multiply-add per score is meant, and Triton's default is to change in 3.10.
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    return _Launch(programs, arguments, flags, options)
+    return Pass(forward, programs, arguments, {"V": fixed}, options(config))
+
+
+def _tuned(q: Tensor, sizes: tuple[int, ...], setting: Setting, sink: Tensor | None, bias: Bias | None) -> Config | None:
+    name, added = ("attention", ()) if bias is None else bias.named
+    cap = () if setting.softcap is None else (("softcap", "cap", setting.softcap),)
+    return tuned(name, q, sizes, setting.mask, (*added, *cap, *(() if sink is None else (("sink", "", 0.0),))))
+
+
+def _descriptor(x: Tensor, rows: int) -> Any:
+    return TensorDescriptor.from_tensor(x, [1, 1, rows, triton.next_power_of_2(x.shape[3])])
+
+
+def descriptor_refusal(k: Tensor, v: Tensor, setting: Setting) -> str:
+    """Why tensor descriptors cannot read these keys and values, "" where they can: the launch then uses pointers instead."""
+    if setting.packed_rows is not None:
+        return "packed sequences: a tile at a sequence's end would reach into the next one"
+    if setting.lengths_k is not None:
+        return "lengths_k: padding inside the tensor would be read, and a NaN there would spread"
+    for name, x in (("k", k), ("v", v)):
+        if 0 in x.shape:
+            return f"{name} is empty"
+        if x.device.type != "meta" and x.data_ptr() % DESCRIPTOR_ALIGNMENT:
+            return f"{name} does not begin at a multiple of {DESCRIPTOR_ALIGNMENT} bytes"
+        if any(s == 0 or s * x.element_size() % DESCRIPTOR_ALIGNMENT for s in x.stride()[:3]):
+            return f"{name} has strides {x.stride()}, not all of them multiples of {DESCRIPTOR_ALIGNMENT} bytes"
+    return ""
+
+
+def capability_of(x: Tensor) -> int | None:
+    """10 major + minor of the device; None where nothing runs on one (interpreted, compiled offline)."""
+    if not x.is_cuda:
+        return None
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return int(10 * major + minor)
+
+
+def own_scale(q: Tensor, scale: float | None) -> float:
+    return 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+
+
+def output_dtype(q: Tensor) -> torch.dtype:
+    return torch.bfloat16 if q.dtype in FP8 else q.dtype
 
 
 def check_inputs(q: Tensor, k: Tensor, v: Tensor, scale: float | None, softcap: float | None, sink: Tensor | None,
-           lengths_q: Tensor | None, lengths_k: Tensor | None) -> None:  # fmt: skip
+                 lengths_q: Tensor | None, lengths_k: Tensor | None,
+                 dtypes: tuple[torch.dtype, ...] = DTYPES) -> None:  # fmt: skip
     for name, x, form in (("q", q, "[B, H, M, E]"), ("k", k, "[B, G, N, E]"), ("v", v, "[B, G, N, F]")):
         if x.dim() != 4:
             raise ValueError(f"{name}: got shape {list(x.shape)}, expected four dimensions {form}")
-        if x.dtype not in DTYPES:
-            raise TypeError(f"{name}: got {x.dtype}, expected torch.float16 or torch.bfloat16; convert with .to(...)")
+        if x.dtype not in dtypes:
+            raise TypeError(f"{name}: got {x.dtype}, expected {' or '.join(map(str, dtypes))}; convert with .to(...)")
         if x.dtype != q.dtype or x.device != q.device:
             raise TypeError(f"{name}: got {x.dtype} on {x.device}, expected {q.dtype} on {q.device} as q")
         if x.shape[3] > 1 and x.stride(3) != 1:
@@ -376,10 +240,11 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, scale: float | None, softcap: 
 
 
 def check_outputs(out: Tensor, lse: Tensor, shape: tuple[int, ...], q: Tensor) -> None:
-    if out.shape != shape or out.dtype != q.dtype or out.device != q.device or out.stride(3) != 1:
+    expected = output_dtype(q)
+    if out.shape != shape or out.dtype != expected or out.device != q.device or out.stride(3) != 1:
         raise ValueError(
             f"out: got {out.dtype} {list(out.shape)} on {out.device} with strides {out.stride()}, "
-            f"expected {q.dtype} {list(shape)} on {q.device}, last dimension contiguous"
+            f"expected {expected} {list(shape)} on {q.device}, last dimension contiguous"
         )
     if lse.shape != shape[:3] or lse.dtype != torch.float32 or lse.device != q.device or not lse.is_contiguous():
         raise ValueError(
@@ -388,6 +253,60 @@ def check_outputs(out: Tensor, lse: Tensor, shape: tuple[int, ...], q: Tensor) -
         )
 
 
-def compile_named(sizes: list[int], dtype: str, mask: dict[str, Any], config: list[int], **rest: Any) -> Any:
-    """`compile_only` from plain JSON values, for the offline compiler."""
-    return compile_only(tuple(sizes), dtype, Band(**mask), Config(*config), **rest)  # type: ignore[arg-type]
+def check_fp8(q: Tensor, descales: Descales, capability: int | None = None) -> None:
+    """capability   of a device to compile for; None: that of q's"""
+    if q.dtype not in FP8:
+        if descales != NO_DESCALES:
+            raise ValueError(f"descales: given for {q.dtype}, expected only for {' or '.join(map(str, FP8))}")
+        return
+    capability = capability or capability_of(q)
+    if capability is not None and (reason := fp8_refusal(capability)):
+        raise TypeError(f"q: got {q.dtype}, but {reason}; convert q, k and v with .to(torch.bfloat16)")
+    for name, descale in zip("qkv", descales, strict=True):
+        if descale is None:
+            continue
+        if descale.dtype != torch.float32 or descale.numel() != 1 or descale.device != q.device:
+            raise ValueError(f"descales: that of {name} is {descale.dtype} {list(descale.shape)} on {descale.device}, "
+                             f"expected one torch.float32 number on {q.device}")  # fmt: skip
+
+
+def check_packed(q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Tensor) -> None:
+    for name, x, form in (("q", q, "[T, H, E]"), ("k", k, "[S, G, E]"), ("v", v, "[S, G, F]")):
+        if x.dim() != 3:
+            raise ValueError(f"{name}: got shape {list(x.shape)}, expected three dimensions {form}")
+    for name, bounds in (("bounds_q", bounds_q), ("bounds_k", bounds_k)):
+        if bounds.dim() != 1 or bounds.shape != bounds_q.shape or bounds.dtype != torch.int32 or bounds.device != q.device:
+            raise ValueError(f"{name}: got {bounds.dtype} {list(bounds.shape)} on {bounds.device}, "
+                             f"expected torch.int32 [B + 1] on {q.device}")  # fmt: skip
+
+
+def compile_named(sizes: list[int], dtype: str, mask: dict[str, Any], config: list[int], *, softcap: float | None = None,
+                  sink: bool = False, lengths: bool = False, layout: str = "bhme", descriptors: bool = False,
+                  warp_specialize: bool = False) -> Any:  # fmt: skip
+    """Compile the kernel as `attention` would launch it on aligned tensors, from plain values, without data; returns
+    Triton's object. The target is that of Triton's active driver.
+
+    sizes = (B, H, G, M, N, E, F); layout "bhme" contiguous, "bmhe" heads inside the sequence (as projections leave
+    them); fp8 is compiled with descales.
+    """
+    B, H, G, M, N, E, F = sizes
+    element: torch.dtype = getattr(torch, dtype)
+
+    def tensor(heads: int, length: int, width: int, kind: torch.dtype = element) -> Tensor:
+        if layout == "bmhe":
+            return meta(B, length, heads, width, kind=kind).transpose(1, 2)
+        return meta(B, heads, length, width, kind=kind)
+
+    q, k, v = tensor(H, M, E), tensor(G, N, E), tensor(G, N, F)
+    used, one = meta(B, kind=torch.int32), meta(1, kind=torch.float32)
+    descales = (one, one, one) if element in FP8 else NO_DESCALES
+    target = int(triton.runtime.driver.active.get_current_target().arch)
+    check_fp8(q, NO_DESCALES, target)
+    setting = Setting(Band(**mask), own_scale(q, None), softcap, *((used, used) if lengths else ()))
+    block_m, block_n, num_warps, num_stages = config
+    build = AttentionConfig(block_m, block_n, num_warps, num_stages, descriptors, warp_specialize)
+    if reason := path_refusal(build, target):
+        raise ValueError(f"{build}: {reason}")
+    out, lse = tensor(H, M, F, output_dtype(q)), meta(B, H, M, kind=torch.float32)
+    sinks = meta(H, kind=torch.float32) if sink else None
+    return forward_pass(q, k, v, setting, build, out, lse, sink=sinks, descales=descales).compile()

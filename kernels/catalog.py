@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from einsight.kernels.decode_space import DECODE, decode_excluded, default_decode_config
+from einsight.kernels.linear_space import LINEAR, default_linear_config, linear_excluded
 from einsight.kernels.spaces import ATTENTION, GNA, Config, Heads, Limits, Space, default_config, excluded
+
+
+class Rule(Protocol):
+    """Why a build is left out, "" when it is in; `rows`: of the problem that can lie in one tile, where they are known."""
+
+    def __call__(self, heads: Heads, config: Config, limits: Limits, rows: int | None = None) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +22,7 @@ class Kernel:
     """One kernel of the library.
 
     cascade    the library cascade it implements (a predicted and a measured row join on what that cascade computes)
+    loop       the cascade of its inner loop where that is another one: the parts of a split are swept, then merged
     fragments  what it adds to the scores: fragments of the cascade library
     module     where it is; `function` is what a user calls, `compiler` what the offline compiler calls
     rank       of the bias's factors where resources are asked for without a problem; 0 where there are none
@@ -22,6 +30,7 @@ class Kernel:
     compile_options   further arguments of `compiler`
     excluded   why a build of the space is left out for head dimensions and limits, "" when it is in
     default    the build taken for E and F where none is given
+    closed     whether `spaces.shared_bytes` and `spaces.tmem_columns` are closed forms of what it occupies
     """
 
     name: str
@@ -31,12 +40,14 @@ class Kernel:
     compiler: str
     space: Space
     summary: str
+    loop: str = ""
     fragments: tuple[str, ...] = ()
     rank: int = 0
     matrix: bool = False
     compile_options: Mapping[str, Any] = field(default_factory=dict)
-    excluded: Callable[[Heads, Config, Limits], str] = excluded
+    excluded: Rule = excluded
     default: Callable[[int, int], Config] = default_config
+    closed: bool = True
 
 
 KERNELS: Mapping[str, Kernel] = {
@@ -87,6 +98,7 @@ KERNELS: Mapping[str, Kernel] = {
         Kernel(
             name="decode",
             cascade="split_kv",
+            loop="one_pass",
             module="einsight.kernels.decode",
             function="decode",
             compiler="compile_named",
@@ -104,6 +116,32 @@ KERNELS: Mapping[str, Kernel] = {
             compiler="compile_named",
             space=ATTENTION,
             summary="fused sigmoid attention: bias -log N, causal, window, GQA, lengths; fp16, bf16; forward",
+        ),
+        Kernel(
+            name="lightning",
+            cascade="lightning",
+            module="einsight.kernels.linear",
+            function="linear_attention",
+            compiler="compile_named",
+            space=LINEAR,
+            summary="chunked causal linear attention with a carried state, one decay a head (`log_decay`); GQA; forward",
+            compile_options={"kind": "decay"},
+            excluded=linear_excluded,
+            default=default_linear_config,
+            closed=False,
+        ),
+        Kernel(
+            name="gla",
+            cascade="gla",
+            module="einsight.kernels.linear",
+            function="linear_attention",
+            compiler="compile_named",
+            space=LINEAR,
+            summary="chunked causal linear attention with a carried state, gates per position (`log_gates`); GQA; forward",
+            compile_options={"kind": "gates"},
+            excluded=linear_excluded,
+            default=default_linear_config,
+            closed=False,
         ),
     )
 }

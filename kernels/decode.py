@@ -23,7 +23,6 @@ import triton.language as tl
 from torch import Tensor
 
 from einsight.kernels.attention import LOG2_E, check_inputs, check_outputs
-from einsight.kernels.attention import _walk as walk
 from einsight.kernels.band import Band, band
 from einsight.kernels.decode_space import decode_blocks_per_sm, default_decode_config
 from einsight.kernels.spaces import LIMITS, Config, Heads
@@ -32,6 +31,64 @@ from einsight.kernels.tiles import tile_range
 SCHEDULES = ("stream", "split")
 INTERPRETED_PROGRAMS = 6  # where there is no device to fill
 MERGED_AT_ONCE = tl.constexpr(16)  # pieces that the merge loads in one step
+
+
+@triton.jit
+def _walk(acc, top, total, q, k_tile, v_tile, stride_kn, stride_vn, lo, hi, used_n, diagonal, left, right,
+          scale_log2, cap_log2, E: tl.constexpr, F: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr,
+          BLOCK_N: tl.constexpr, BORDER: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+          HAS_CAP: tl.constexpr):  # fmt: skip
+    """Take the key tiles lo, lo + BLOCK_N, ... < hi into the running state; `k_tile`, `v_tile` point at key lo.
+
+    `top` is the running maximum in units of log 2, `total` the running sum, `acc` the unnormalised output.
+    """
+    offs_n = tl.arange(0, BLOCK_N)
+    offs_e = tl.arange(0, BLOCK_E)
+    offs_f = tl.arange(0, BLOCK_F)
+    k_offsets = offs_n[None, :] * stride_kn + offs_e[:, None]
+    v_offsets = offs_n[:, None] * stride_vn + offs_f[None, :]
+    for start in tl.range(lo, hi, BLOCK_N):
+        key = start + offs_n
+        if BORDER:
+            k = tl.load(k_tile + k_offsets, mask=(key < used_n)[None, :] & (offs_e < E)[:, None], other=0.0)
+        elif E < BLOCK_E:
+            k = tl.load(k_tile + k_offsets, mask=(offs_e < E)[:, None], other=0.0)
+        else:
+            k = tl.load(k_tile + k_offsets)
+        score = tl.dot(q, k)
+        if HAS_CAP:  # cap * tanh(score / cap), with scale_log2 = 2 scale / cap log2(e): one exponential, one division
+            score = cap_log2 - 2.0 * cap_log2 / (1.0 + tl.exp2(score * scale_log2))
+        if BORDER:
+            seen = (key < used_n)[None, :]
+            if HAS_LEFT:
+                seen = seen & (key[None, :] + left >= diagonal[:, None])
+            if HAS_RIGHT:
+                seen = seen & (key[None, :] - right <= diagonal[:, None])
+            score = tl.where(seen, score, -float("inf"))
+        # The scale is positive, so it commutes with the maximum: one multiplication per row instead of one per score,
+        # and the subtraction below becomes one fused multiply-add.
+        peak = tl.max(score, 1)
+        if not HAS_CAP:
+            peak = peak * scale_log2
+        new_top = tl.maximum(top, peak)
+        base = new_top
+        if BORDER:  # a row that has seen no key yet: -inf - -inf would be NaN
+            base = tl.where(new_top == -float("inf"), 0.0, new_top)
+        weight = tl.exp2(score - base[:, None]) if HAS_CAP else tl.exp2(score * scale_log2 - base[:, None])
+        decay = tl.exp2(top - base)
+        total = total * decay + tl.sum(weight, 1)
+        if BORDER:
+            v = tl.load(v_tile + v_offsets, mask=(key < used_n)[:, None] & (offs_f < F)[None, :], other=0.0)
+        elif F < BLOCK_F:
+            v = tl.load(v_tile + v_offsets, mask=(offs_f < F)[None, :], other=0.0)
+        else:
+            v = tl.load(v_tile + v_offsets)
+        acc = acc * decay[:, None]
+        acc = tl.dot(weight.to(v.dtype), v, acc)
+        top = new_top
+        k_tile += BLOCK_N * stride_kn
+        v_tile += BLOCK_N * stride_vn
+    return acc, top, total, k_tile, v_tile
 
 
 @triton.jit
@@ -70,13 +127,13 @@ def _piece(q_ptr, k_ptr, v_ptr, b, g, row_block, slot, first_tile, tiles, used_n
     # All but the last piece end where a tile ends, so only that one can have an incomplete tile beyond `inner_hi`.
     inner_hi = tl.maximum(tl.minimum(inner_end, hi), inner_lo)
     if HAS_LEFT:
-        acc, top, total, k_tile, v_tile = walk(
+        acc, top, total, k_tile, v_tile = _walk(
             acc, top, total, q, k_tile, v_tile, stride_kn, stride_vn, lo, inner_lo, used_n, diagonal, left, right,
             scale_log2, cap_log2, E, F, BLOCK_E, BLOCK_F, BLOCK_N, True, HAS_LEFT, HAS_RIGHT, HAS_CAP)  # fmt: skip
-    acc, top, total, k_tile, v_tile = walk(
+    acc, top, total, k_tile, v_tile = _walk(
         acc, top, total, q, k_tile, v_tile, stride_kn, stride_vn, inner_lo, inner_hi, used_n, diagonal, left, right,
         scale_log2, cap_log2, E, F, BLOCK_E, BLOCK_F, BLOCK_N, False, HAS_LEFT, HAS_RIGHT, HAS_CAP)  # fmt: skip
-    acc, top, total, k_tile, v_tile = walk(
+    acc, top, total, k_tile, v_tile = _walk(
         acc, top, total, q, k_tile, v_tile, stride_kn, stride_vn, inner_hi, hi, used_n, diagonal, left, right,
         scale_log2, cap_log2, E, F, BLOCK_E, BLOCK_F, BLOCK_N, True, HAS_LEFT, HAS_RIGHT, HAS_CAP)  # fmt: skip
     at = slot.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -10,7 +10,6 @@ mask would have full rank. Cascade `one_pass` with the fragment `low_rank` or `d
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,168 +17,53 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from einsight.kernels.attention import DTYPES, LOG2_E, check_inputs, check_outputs
-from einsight.kernels.attention_backward import (
-    FACTORS,
-    Bias,
-    Pass,
-    Setting,
-    gradients,
-    load_rows,
-    row_delta,
-    row_sums,
-    slopes,
-)
+from einsight.kernels.attention import DTYPES, check_inputs, check_outputs, forward_pass, own_scale
+from einsight.kernels.attention_backward import gradients, row_delta
+from einsight.kernels.attention_forward import forward as forward  # what `forward_pass` launches: the source hash finds it here
+from einsight.kernels.attention_gradients import row_sums, slopes
+from einsight.kernels.attention_launch import Bias, Pass, Setting, meta, options, strides, variant
+from einsight.kernels.attention_tiles import load_rows, sequence
 from einsight.kernels.band import Band, band
-from einsight.kernels.spaces import RANKS, Config, default_bias_config, padded_rank
+from einsight.kernels.spaces import RANKS, Config, padded_rank
 from einsight.kernels.tiles import seen_in_band, tile_range
-
-
-@triton.jit
-def _walk(acc, top, total, q, pq, k_tile, v_tile, pk_tile, stride_kn, stride_vn, stride_cn, lo, hi, used_n, diagonal,
-          left, right, scale_log2, inverse_scale, E: tl.constexpr, F: tl.constexpr, BLOCK_E: tl.constexpr,
-          BLOCK_F: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BORDER: tl.constexpr,
-          HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    """Take the key tiles lo .. hi into the running maximum (log 2), sum and unnormalised output."""
-    offs_n = tl.arange(0, BLOCK_N)
-    for start in tl.range(lo, hi, BLOCK_N):
-        key = start + offs_n
-        used = key < used_n
-        k = load_rows(k_tile, offs_n, stride_kn, used, E, BLOCK_E, BORDER)
-        # The bias is divided by the scale and opens the accumulator: one multiplication a score, no second tile.
-        if BIAS == 1:
-            pk = load_rows(pk_tile, offs_n, stride_cn, used, BLOCK_R, BLOCK_R, BORDER)
-            score = tl.dot(pq, tl.trans(pk)) * inverse_scale
-        else:
-            at_bias = pk_tile + offs_n[None, :]
-            bias = tl.load(at_bias, mask=used[None, :], other=0.0) if BORDER else tl.load(at_bias)
-            score = bias.to(tl.float32) * inverse_scale
-        score = tl.dot(q, tl.trans(k), score)
-        if BORDER:
-            seen = seen_in_band(key[None, :], diagonal[:, None], used_n, left, right, HAS_LEFT, HAS_RIGHT)
-            score = tl.where(seen, score, -float("inf"))
-        new_top = tl.maximum(top, tl.max(score, 1) * scale_log2)
-        base = new_top
-        if BORDER or BIAS == 2:  # a row that has seen no key yet, or only biases of minus infinity
-            base = tl.where(new_top == -float("inf"), 0.0, new_top)
-        weight = tl.exp2(score * scale_log2 - base[:, None])
-        decay = tl.exp2(top - base)
-        total = total * decay + tl.sum(weight, 1)
-        v = load_rows(v_tile, offs_n, stride_vn, used, F, BLOCK_F, BORDER)
-        acc = tl.dot(weight.to(v.dtype), v, acc * decay[:, None])
-        top = new_top
-        k_tile += BLOCK_N * stride_kn
-        v_tile += BLOCK_N * stride_vn
-        pk_tile += BLOCK_N * stride_cn
-    return acc, top, total, k_tile, v_tile, pk_tile
-
-
-@triton.jit
-def _forward(q_ptr, k_ptr, v_ptr, pq_ptr, pk_ptr, lengths_q_ptr, lengths_k_ptr, out_ptr, lse_ptr, stride_qb, stride_qh,
-             stride_qm, stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn, stride_pb, stride_ph,
-             stride_pm, stride_cb, stride_ch, stride_cn, stride_ob, stride_oh, stride_om, H, J, M, N, left, right,
-             scale_log2, inverse_scale, E: tl.constexpr, F: tl.constexpr, BLOCK_E: tl.constexpr,
-             BLOCK_F: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-             ALIGN_LAST: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_LENGTHS_Q: tl.constexpr,
-             HAS_LENGTHS_K: tl.constexpr, WHOLE_TILES: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    """One block of queries of one head. BIAS 1: factors pq, pk; 2: pq_ptr is the matrix [B, H, M, N]."""
-    row_blocks = tl.cdiv(M, BLOCK_M)
-    row_block = tl.program_id(0) % row_blocks
-    if HAS_RIGHT:  # later rows see more keys: start them first
-        row_block = row_blocks - 1 - row_block
-    bh = tl.program_id(0) // row_blocks
-    b, h = bh // H, bh % H
-    used_m = tl.load(lengths_q_ptr + b) if HAS_LENGTHS_Q else M
-    used_n = tl.load(lengths_k_ptr + b) if HAS_LENGTHS_K else N
-    b64, h64 = b.to(tl.int64), h.to(tl.int64)
-    first_row = row_block * BLOCK_M
-    row = first_row + tl.arange(0, BLOCK_M)
-    last_row = tl.minimum(first_row + BLOCK_M, used_m) - 1
-    shift = used_n - used_m if ALIGN_LAST else 0
-    seen_n = tl.where(first_row < used_m, used_n, 0)
-    begin, inner_begin, inner_end, end = tile_range(
-        first_row + shift, last_row + shift, seen_n, left, right, BLOCK_N, HAS_LEFT, HAS_RIGHT)  # fmt: skip
-
-    inside, rows, begin64 = row < M, row.to(tl.int64), begin.to(tl.int64)
-    q = load_rows(q_ptr + b64 * stride_qb + h64 * stride_qh, rows, stride_qm, inside, E, BLOCK_E, True)
-    k_tile = k_ptr + b64 * stride_kb + (h64 // J) * stride_kg + begin64 * stride_kn
-    v_tile = v_ptr + b64 * stride_vb + (h64 // J) * stride_vg + begin64 * stride_vn
-    bias_head = pq_ptr + b64 * stride_pb + h64 * stride_ph
-    if BIAS == 1:
-        pq = load_rows(bias_head, rows, stride_pm, inside, BLOCK_R, BLOCK_R, True)
-        pk_tile = pk_ptr + b64 * stride_cb + h64 * stride_ch + begin64 * stride_cn
-    else:  # rows beyond M read row M - 1: what they see is not stored
-        pq = q
-        pk_tile = bias_head + tl.minimum(rows, M - 1)[:, None] * stride_pm + begin64
-
-    acc = tl.zeros([BLOCK_M, BLOCK_F], dtype=tl.float32)
-    top = tl.full([BLOCK_M], -float("inf"), dtype=tl.float32)
-    total = tl.zeros([BLOCK_M], dtype=tl.float32)
-    diagonal = row + shift
-    if HAS_LEFT:
-        acc, top, total, k_tile, v_tile, pk_tile = _walk(
-            acc, top, total, q, pq, k_tile, v_tile, pk_tile, stride_kn, stride_vn, stride_cn, begin, inner_begin, used_n,
-            diagonal, left, right, scale_log2, inverse_scale, E, F, BLOCK_E, BLOCK_F, BLOCK_R, BLOCK_N, True, HAS_LEFT,
-            HAS_RIGHT, BIAS)  # fmt: skip
-    acc, top, total, k_tile, v_tile, pk_tile = _walk(
-        acc, top, total, q, pq, k_tile, v_tile, pk_tile, stride_kn, stride_vn, stride_cn, inner_begin, inner_end, used_n,
-        diagonal, left, right, scale_log2, inverse_scale, E, F, BLOCK_E, BLOCK_F, BLOCK_R, BLOCK_N, False, HAS_LEFT,
-        HAS_RIGHT, BIAS)  # fmt: skip
-    if HAS_LEFT or HAS_RIGHT or not WHOLE_TILES:
-        acc, top, total, k_tile, v_tile, pk_tile = _walk(
-            acc, top, total, q, pq, k_tile, v_tile, pk_tile, stride_kn, stride_vn, stride_cn, inner_end, end, used_n,
-            diagonal, left, right, scale_log2, inverse_scale, E, F, BLOCK_E, BLOCK_F, BLOCK_R, BLOCK_N, True, HAS_LEFT,
-            HAS_RIGHT, BIAS)  # fmt: skip
-
-    some = (total > 0.0) & (row < used_m)
-    out = tl.where(some[:, None], acc / tl.where(some, total, 1.0)[:, None], 0.0)
-    natural = (top + tl.log2(tl.where(some, total, 1.0))) * 0.6931471805599453  # ln(2)
-    offs_f = tl.arange(0, BLOCK_F)
-    out_rows = out_ptr + b64 * stride_ob + h64 * stride_oh + rows[:, None] * stride_om
-    tl.store(out_rows + offs_f[None, :], out.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (offs_f < F)[None, :])
-    tl.store(lse_ptr + bh.to(tl.int64) * M + row, tl.where(some, natural, -float("inf")), mask=inside)
 
 
 @triton.jit
 def _grad_matrix(q_ptr, k_ptr, v_ptr, bias_ptr, dout_ptr, lse_ptr, delta_ptr, lengths_q_ptr, lengths_k_ptr, dbias_ptr,
                  stride_qb, stride_qh, stride_qm, stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
-                 stride_gb, stride_gh, stride_gm, stride_pb, stride_ph, stride_pm, OWN_B, OWN_H, B, H, J, M, N, left,
-                 right, scale_log2, inverse_scale, E: tl.constexpr, F: tl.constexpr, BLOCK_E: tl.constexpr,
-                 BLOCK_F: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALIGN_LAST: tl.constexpr,
-                 HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_LENGTHS_Q: tl.constexpr,
-                 HAS_LENGTHS_K: tl.constexpr):  # fmt: skip
+                 stride_pb, stride_ph, stride_pm, stride_gb, stride_gh, stride_gm, OWN_B, OWN_H, B, H, J, M, N, left,
+                 right, scale_log2, inverse_scale, V: tl.constexpr):  # fmt: skip
     """One tile of the matrix's gradient [OWN_B, OWN_H, M, N]: dS summed over the batch elements and heads that share it."""
-    key_blocks, row_blocks = tl.cdiv(N, BLOCK_N), tl.cdiv(M, BLOCK_M)
+    key_blocks, row_blocks = tl.cdiv(N, V.BLOCK_N), tl.cdiv(M, V.BLOCK_M)
     tile = tl.program_id(0) % (key_blocks * row_blocks)
     own = tl.program_id(0) // (key_blocks * row_blocks)
-    first_row, first_key = tile // key_blocks * BLOCK_M, tile % key_blocks * BLOCK_N
-    row, key = first_row + tl.arange(0, BLOCK_M), first_key + tl.arange(0, BLOCK_N)
+    first_row, first_key = tile // key_blocks * V.BLOCK_M, tile % key_blocks * V.BLOCK_N
+    row, key = first_row + tl.arange(0, V.BLOCK_M), first_key + tl.arange(0, V.BLOCK_N)
     rows, keys = row.to(tl.int64), key.to(tl.int64)
     share_b, share_h = B // OWN_B, H // OWN_H  # each 1 or all of them
-    total = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    total = tl.zeros([V.BLOCK_M, V.BLOCK_N], dtype=tl.float32)
     for shared in tl.range(0, share_b * share_h, num_stages=1):
         b, h = own // OWN_H * share_b + shared // share_h, own % OWN_H * share_h + shared % share_h
-        used_m = tl.load(lengths_q_ptr + b) if HAS_LENGTHS_Q else M
-        used_n = tl.load(lengths_k_ptr + b) if HAS_LENGTHS_K else N
-        shift = used_n - used_m if ALIGN_LAST else 0
-        _, _, _, end = tile_range(first_row + shift, first_row + BLOCK_M - 1 + shift, used_n, left, right, 1, False,
-                                  HAS_RIGHT)  # fmt: skip
+        _, _, used_m, used_n = sequence(b, lengths_q_ptr, lengths_k_ptr, M, N, V)
+        shift = used_n - used_m if V.ALIGN_LAST else 0
+        _, _, _, end = tile_range(first_row + shift, first_row + V.BLOCK_M - 1 + shift, used_n, left, right, 1, False,
+                                  V.HAS_RIGHT)  # fmt: skip
         visible = (first_row < used_m) & (first_key < end)
-        if HAS_LEFT:
-            visible = visible & (first_key + BLOCK_N - 1 + left >= first_row + shift)
+        if V.HAS_LEFT:
+            visible = visible & (first_key + V.BLOCK_N - 1 + left >= first_row + shift)
         if visible:
             b64, h64 = b.to(tl.int64), h.to(tl.int64)
             used = key < used_n
-            q = load_rows(q_ptr + b64 * stride_qb + h64 * stride_qh, rows, stride_qm, row < M, E, BLOCK_E, True)
-            dout = load_rows(dout_ptr + b64 * stride_gb + h64 * stride_gh, rows, stride_gm, row < M, F, BLOCK_F, True)
-            k = load_rows(k_ptr + b64 * stride_kb + (h64 // J) * stride_kg, keys, stride_kn, used, E, BLOCK_E, True)
-            v = load_rows(v_ptr + b64 * stride_vb + (h64 // J) * stride_vg, keys, stride_vn, used, F, BLOCK_F, True)
+            q = load_rows(q_ptr + b64 * stride_qb + h64 * stride_qh, rows, stride_qm, row < M, V.E, V.BLOCK_E, True)
+            dout = load_rows(dout_ptr + b64 * stride_gb + h64 * stride_gh, rows, stride_gm, row < M, V.F, V.BLOCK_F, True)
+            k = load_rows(k_ptr + b64 * stride_kb + (h64 // J) * stride_kg, keys, stride_kn, used, V.E, V.BLOCK_E, True)
+            v = load_rows(v_ptr + b64 * stride_vb + (h64 // J) * stride_vg, keys, stride_vn, used, V.F, V.BLOCK_F, True)
             lse, delta = row_sums(lse_ptr, delta_ptr, (b64 * H + h64) * M + row, row < M, True)
             inside = (row < M)[:, None] & used[None, :]
             bias = tl.load(bias_ptr + b64 * stride_pb + h64 * stride_ph + rows[:, None] * stride_pm + keys[None, :],
                            mask=inside, other=0.0)  # fmt: skip
             score = tl.dot(q, tl.trans(k), bias.to(tl.float32) * inverse_scale)
-            seen = seen_in_band(key[None, :], (row + shift)[:, None], used_n, left, right, HAS_LEFT, HAS_RIGHT)
+            seen = seen_in_band(key[None, :], (row + shift)[:, None], used_n, left, right, V.HAS_LEFT, V.HAS_RIGHT)
             score = tl.where(seen, score, -float("inf"))
             dp = tl.dot(dout, tl.trans(v))
             _, slope = slopes(score, dp, lse[:, None], delta[:, None], scale_log2, 0.0, False)
@@ -300,48 +184,24 @@ def _run(q: Tensor, k: Tensor, v: Tensor, bias: Bias, mask: Band, scale: float |
     out = torch.empty(shape, dtype=q.dtype, device=q.device) if out is None else out
     lse = torch.empty(shape[:3], dtype=torch.float32, device=q.device) if lse is None else lse
     check_outputs(out, lse, shape, q)
-    scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else scale
-    setting = Setting(mask, scale, None, lengths_q, lengths_k)
-    forward_pass(q, k, v, bias, setting, config, out, lse).run()
+    setting = Setting(mask, own_scale(q, scale), None, lengths_q, lengths_k)
+    forward_pass(q, k, v, setting, config, out, lse, bias=bias).run()
     return out, lse
 
 
-def forward_pass(q: Tensor, k: Tensor, v: Tensor, bias: Bias, setting: Setting, config: Config | None, out: Tensor,
-                 lse: Tensor) -> Pass:  # fmt: skip
-    """The launch that fills `out` and `lse`."""
-    (B, H, M, E), (G, N), F = q.shape, k.shape[1:3], v.shape[3]
-    rank = bias.first.shape[3] if bias.kind == FACTORS else 16
-    config = config or default_bias_config(E, F)
-    mask = setting.mask
-    left, right = (min(side or 0, M + N) for side in (mask.left, mask.right))
-    second_strides = bias.second.stride()[:3] if bias.second is not None else (0, 0, 1)  # a matrix: a column per key
-    arguments = (
-        q, k, v, bias.first, bias.second, setting.lengths_q, setting.lengths_k, out, lse, *q.stride()[:3],
-        *k.stride()[:3], *v.stride()[:3], *bias.first.stride()[:3], *second_strides, *out.stride()[:3], H, H // G, M, N,
-        left, right, setting.scale * LOG2_E, 1.0 / setting.scale,
-    )  # fmt: skip
-    flags = {
-        "E": E, "F": F, "BLOCK_E": triton.next_power_of_2(E), "BLOCK_F": triton.next_power_of_2(F), "BLOCK_R": rank,
-        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "ALIGN_LAST": mask.align == "last",
-        "HAS_LEFT": mask.left is not None, "HAS_RIGHT": mask.right is not None,
-        "HAS_LENGTHS_Q": setting.lengths_q is not None, "HAS_LENGTHS_K": setting.lengths_k is not None,
-        "WHOLE_TILES": N % config.block_n == 0 and setting.lengths_k is None, "BIAS": bias.kind,
-    }  # fmt: skip
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    return Pass(_forward, B * H * triton.cdiv(M, config.block_m), arguments, flags, options)
-
-
 def flashbias_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, pq: Tensor, pk: Tensor, out: Tensor, lse: Tensor,
-                       setting: Setting, *, dlse: Tensor | None = None,
-                       config: Config | None = None) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients (dq, dk, dv, dpq, dpk) of `flashbias`, the factors' in the shapes in which they were given.
+                       setting: Setting, *, dlse: Tensor | None = None, config: Config | None = None,
+                       wants_bias: bool = True) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Gradients (dq, dk, dv, dpq, dpk) of `flashbias`, the factors' in the shapes in which they were given, None unless
+    wanted.
 
     A factor shared by batch elements or heads gets the sum over them (in float32, in a fixed order).
     """
     bias = widen(q, k, check_factors(q, k, pq, pk))
     delta = row_delta(out, dout, dlse)
     dq, dk, dv, dpq, dpk = gradients(dout, q, k, v, lse, delta, setting, bias, config)
-    assert dpq is not None and dpk is not None
+    if dpq is None or dpk is None or not wants_bias:
+        return dq, dk, dv, None, None
     return dq, dk, dv, _shared_sum(dpq, pq), _shared_sum(dpk, pk)
 
 
@@ -363,23 +223,13 @@ def matrix_pass(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, wide: Tensor, lse
                 setting: Setting, dbias: Tensor) -> Pass:  # fmt: skip
     """The launch that fills `dbias`, the gradient of the matrix that `wide` shows to every batch element and head."""
     (B, H, M, E), (G, N), F = q.shape, k.shape[1:3], v.shape[3]
-    block_m, block_n = 64, 32 if max(E, F) > 128 else 64
-    mask = setting.mask
-    left, right = (min(side or 0, M + N) for side in (mask.left, mask.right))
+    config = Config(64, 32 if max(E, F) > 128 else 64, 4, 1)
     arguments = (
-        q, k, v, wide, dout, lse, delta, setting.lengths_q, setting.lengths_k, dbias, *q.stride()[:3], *k.stride()[:3],
-        *v.stride()[:3], *dout.stride()[:3], *wide.stride()[:3], *dbias.shape[:2], B, H, H // G, M, N, left, right,
-        setting.scale * LOG2_E, 1.0 / setting.scale,
+        q, k, v, wide, dout, lse, delta, setting.lengths_q, setting.lengths_k, dbias, *strides(q, k, v, wide, dout),
+        *dbias.shape[:2], B, H, H // G, M, N, *setting.sides(M, N), setting.log2_scales[0], 1.0 / setting.scale,
     )  # fmt: skip
-    flags = {
-        "E": E, "F": F, "BLOCK_E": triton.next_power_of_2(E), "BLOCK_F": triton.next_power_of_2(F), "BLOCK_M": block_m,
-        "BLOCK_N": block_n, "ALIGN_LAST": mask.align == "last", "HAS_LEFT": mask.left is not None,
-        "HAS_RIGHT": mask.right is not None, "HAS_LENGTHS_Q": setting.lengths_q is not None,
-        "HAS_LENGTHS_K": setting.lengths_k is not None,
-    }  # fmt: skip
-    programs = dbias.shape[0] * dbias.shape[1] * triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
-    options = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
-    return Pass(_grad_matrix, programs, arguments, flags, options)
+    programs = dbias.shape[0] * dbias.shape[1] * triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n)
+    return Pass(_grad_matrix, programs, arguments, {"V": variant(setting, config, E, F)}, options(config))
 
 
 def _shared_sum(wide: Tensor, factor: Tensor) -> Tensor:
@@ -397,19 +247,14 @@ def compile_named(sizes: list[int], dtype: str, mask: dict[str, Any], config: li
     sizes = (B, H, G, M, N, E, F). The target is that of Triton's active driver.
     """
     B, H, G, M, N, E, F = sizes
-    element: torch.dtype = getattr(torch, dtype)
-
-    def meta(*shape: int, kind: torch.dtype = element) -> Tensor:
-        return torch.empty(*shape, dtype=kind, device="meta")
-
-    q, k, v, out = meta(B, H, M, E), meta(B, G, N, E), meta(B, G, N, F), meta(B, H, M, F)
-    lse = meta(B, H, M, kind=torch.float32)
+    kind: torch.dtype = getattr(torch, dtype)
     of_bias: torch.dtype = getattr(torch, bias_dtype or dtype)
+    q, k, v, out = (meta(*shape, kind=kind) for shape in ((B, H, M, E), (B, G, N, E), (B, G, N, F), (B, H, M, F)))
     if rank:
         wide = padded_rank(rank)
         bias = Bias(meta(B, H, M, wide, kind=of_bias), meta(B, H, N, wide, kind=of_bias))
     else:
         bias = Bias(meta(B, H, M, N, kind=of_bias))
-    setting = Setting(Band(**mask), 1.0 / math.sqrt(E))
-    launch = forward_pass(q, k, v, bias, setting, Config(*config), out, lse)
-    return launch.compile()
+    lse = meta(B, H, M, kind=torch.float32)
+    setting = Setting(Band(**mask), own_scale(q, None))
+    return forward_pass(q, k, v, setting, Config(*config), out, lse, bias=bias).compile()

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from einsight.kernels.attention import check_inputs
-from einsight.kernels.attention_backward import load_rows
+from einsight.kernels.attention_tiles import load_rows
 from einsight.kernels.linear_space import default_linear_config
 from einsight.kernels.spaces import Config
 

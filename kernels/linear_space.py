@@ -28,12 +28,19 @@ def linear_excluded(heads: Heads, config: Config, limits: Limits, rows: int | No
     held = (config.block_m * (config.block_m + config.block_n) + heads.tile_e * config.block_n) // threads
     if held > limits.registers_per_thread:
         return f"scores, output and state alone take {held} registers a thread, {limits.registers_per_thread} exist"
-    shared = config.num_stages * config.block_m * (2 * heads.tile_e + config.block_n) * heads.element_bytes
+    shared = least_shared_bytes(heads, config)
     if shared > limits.shared_bytes_per_block:
         return f"at least {shared} bytes of shared memory, a block may have {limits.shared_bytes_per_block}"
     if rows is not None and config.block_m > max(16, power_of_two(max(1, rows))):
         return f"chunks of {config.block_m} for {rows} positions: at least half of the chunk is idle"
     return ""
+
+
+def least_shared_bytes(heads: Heads, config: Config) -> int:
+    """Shared memory that a build has at the least: queries of a chunk, and in a pipeline the queries, keys and values of
+    every stage after the first. (More where operands or gates pass through it; a compiler knows how much.)"""
+    chunk = config.block_m * (2 * heads.tile_e + config.block_n) * heads.element_bytes
+    return config.block_m * heads.tile_e * heads.element_bytes + (config.num_stages - 1) * chunk
 
 
 def linear_configurations(heads: Heads, limits: Limits, rows: int | None = None) -> tuple[Config, ...]:

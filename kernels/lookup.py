@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from einsight.kernels.spaces import Config
+from einsight.kernels.builds import config_of
+from einsight.kernels.spaces import Config, padded_rank
 
 FORMAT = 1
 FOLDER_VARIABLE = "EINSIGHT_TUNED"  # folder of KERNEL.json files; default: ~/.cache/einsight/tuned
@@ -24,13 +25,17 @@ class LookupFileError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """The best configuration found for a workload (in the form of a workload file) on a device."""
+    """The best configuration found for a workload (in the form of a workload file) on a device.
+
+    predicted   `time_s` is the simulator's, nothing was measured: a measured entry takes its place, never the other way
+    """
 
     device: str
     workload: Mapping[str, Any]
     configuration: Mapping[str, int]
     time_s: float
     source_hash: str = ""
+    predicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,11 @@ class Lookup:
         return {"format": FORMAT, "kernel": self.kernel, "entries": [asdict(entry) for entry in self.entries]}
 
     def with_entry(self, new: Entry) -> Lookup:
-        """An entry of the same device and workload is replaced."""
-        kept = [e for e in self.entries if (e.device, e.workload) != (new.device, new.workload)]
-        return replace(self, entries=(*kept, new))
+        """An entry of the same device and workload is replaced, unless it was measured and the new one was not."""
+        same = [e for e in self.entries if (e.device, e.workload) == (new.device, new.workload)]
+        if new.predicted and any(not e.predicted for e in same):
+            return self
+        return replace(self, entries=(*(e for e in self.entries if e not in same), new))
 
     def find(self, device: str, workload: Mapping[str, Any]) -> Entry | None:
         """The entry of the nearest workload on the device; None where none is near.
@@ -77,10 +84,16 @@ def distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     for name in ("e", "f"):
         if x[name] != y[name]:
             return math.inf
-    if any((a.get(name) or None) != (b.get(name) or None) for name in ("dtype", "mask", "bias")):
+    if a.get("dtype") != b.get("dtype") or any(_listed(a.get(name)) != _listed(b.get(name)) for name in ("mask", "bias")):
         return math.inf
     pairs = [(x["b"] * x["h"], y["b"] * y["h"]), (x["m"], y["m"]), (x["n"], y["n"])]
     return sum(abs(math.log2(p / q)) for p, q in pairs)
+
+
+def _listed(value: Any) -> list[Any]:
+    """One restriction or bias, or several, or none, as a workload file may write it; a rank as the tile that holds it."""
+    parts = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    return [p | {"r": padded_rank(int(p["r"]))} if isinstance(p, dict) and p.get("kind") == "low_rank" else p for p in parts]
 
 
 def default_path(kernel: str) -> Path:
@@ -96,7 +109,7 @@ def tuned_config(kernel: str, device: str, workload: Mapping[str, Any]) -> Confi
     except OSError:
         return None
     found = _read(path, stamp).find(device, workload)
-    return Config(**found.configuration) if found is not None else None
+    return config_of(found.configuration) if found is not None else None
 
 
 @lru_cache(maxsize=8)

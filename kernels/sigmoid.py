@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from einsight.kernels.attention import LOG2_E, check_inputs
-from einsight.kernels.attention_backward import load_rows
+from einsight.kernels.attention_tiles import load_rows
 from einsight.kernels.band import Band, band
 from einsight.kernels.spaces import Config, default_config
 from einsight.kernels.tiles import seen_in_band, tile_range
@@ -31,12 +31,23 @@ HALF_GAIN_LOG2 = 15
 
 
 @triton.jit
+def _reciprocal(x, APPROXIMATE: tl.constexpr):
+    """1 / x for x from 2^-15 up to infinity. A division would spend four more instructions on numbers beyond 2^126, whose
+    reciprocal is 0 in a 16-bit weight; rcp.approx is good to 2^-23 (PTX ISA). The interpreter knows no assembly."""
+    if APPROXIMATE:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return 1.0 / x
+
+
+@triton.jit
 def _walk(acc, q, k_tile, v_tile, stride_kn, stride_vn, lo, hi, used_n, diagonal, left, right, scale_log2, shift_log2,
           E: tl.constexpr, F: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
-          GAIN_LOG2: tl.constexpr, BORDER: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):  # fmt: skip
+          GAIN_LOG2: tl.constexpr, APPROXIMATE: tl.constexpr, BORDER: tl.constexpr, HAS_LEFT: tl.constexpr,
+          HAS_RIGHT: tl.constexpr):  # fmt: skip
     """Add the key tiles lo .. hi to the output; `k_tile`, `v_tile` point at key lo.
 
-    A weight is 1 / (2^-g + 2^-(score scale_log2 + shift_log2)), where g = GAIN_LOG2 is in `shift_log2` already.
+    A weight is 1 / (2^-g + 2^(score scale_log2 + shift_log2)): both have the sign turned, and -g = -GAIN_LOG2 is in
+    `shift_log2` already, so that the argument is one multiply-add.
     """
     smallest: tl.constexpr = 2.0**-GAIN_LOG2
     offs_n = tl.arange(0, BLOCK_N)
@@ -45,7 +56,7 @@ def _walk(acc, q, k_tile, v_tile, stride_kn, stride_vn, lo, hi, used_n, diagonal
         used = key < used_n
         k = load_rows(k_tile, offs_n, stride_kn, used, E, BLOCK_E, BORDER)
         score = tl.dot(q, tl.trans(k))
-        weight = 1.0 / (smallest + tl.exp2(-score * scale_log2 - shift_log2))
+        weight = _reciprocal(smallest + tl.exp2(score * scale_log2 + shift_log2), APPROXIMATE)
         if BORDER:
             seen = seen_in_band(key[None, :], diagonal[:, None], used_n, left, right, HAS_LEFT, HAS_RIGHT)
             weight = tl.where(seen, weight, 0.0)
@@ -62,7 +73,8 @@ def _forward(q_ptr, k_ptr, v_ptr, lengths_q_ptr, lengths_k_ptr, out_ptr, stride_
              right, scale_log2, bias_log2, E: tl.constexpr, F: tl.constexpr, BLOCK_E: tl.constexpr,
              BLOCK_F: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GAIN_LOG2: tl.constexpr,
              ALIGN_LAST: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, BIAS_OF_LENGTH: tl.constexpr,
-             HAS_LENGTHS_Q: tl.constexpr, HAS_LENGTHS_K: tl.constexpr, WHOLE_TILES: tl.constexpr):  # fmt: skip
+             HAS_LENGTHS_Q: tl.constexpr, HAS_LENGTHS_K: tl.constexpr, WHOLE_TILES: tl.constexpr,
+             APPROXIMATE: tl.constexpr):  # fmt: skip
     """One block of queries of one head. WHOLE_TILES: every key tile is full (BLOCK_N divides N, no lengths)."""
     row_blocks = tl.cdiv(M, BLOCK_M)
     row_block = tl.program_id(0) % row_blocks
@@ -81,9 +93,9 @@ def _forward(q_ptr, k_ptr, v_ptr, lengths_q_ptr, lengths_k_ptr, out_ptr, stride_
     begin, inner_begin, inner_end, end = tile_range(
         first_row + shift, last_row + shift, total, left, right, BLOCK_N, HAS_LEFT, HAS_RIGHT)  # fmt: skip
 
-    shift_log2 = bias_log2 + GAIN_LOG2
+    shift_log2 = -bias_log2 - GAIN_LOG2
     if BIAS_OF_LENGTH:
-        shift_log2 = GAIN_LOG2 - tl.log2(tl.maximum(used_n, 1).to(tl.float32))
+        shift_log2 = tl.log2(tl.maximum(used_n, 1).to(tl.float32)) - GAIN_LOG2
     q = load_rows(q_ptr + b64 * stride_qb + h64 * stride_qh, row.to(tl.int64), stride_qm, row < M, E, BLOCK_E, True)
     k_tile = k_ptr + b64 * stride_kb + (h64 // J) * stride_kg + begin.to(tl.int64) * stride_kn
     v_tile = v_ptr + b64 * stride_vb + (h64 // J) * stride_vg + begin.to(tl.int64) * stride_vn
@@ -91,15 +103,15 @@ def _forward(q_ptr, k_ptr, v_ptr, lengths_q_ptr, lengths_k_ptr, out_ptr, stride_
     diagonal = row + shift
     if HAS_LEFT:
         acc, k_tile, v_tile = _walk(
-            acc, q, k_tile, v_tile, stride_kn, stride_vn, begin, inner_begin, used_n, diagonal, left, right, scale_log2,
-            shift_log2, E, F, BLOCK_E, BLOCK_F, BLOCK_N, GAIN_LOG2, True, HAS_LEFT, HAS_RIGHT)  # fmt: skip
+            acc, q, k_tile, v_tile, stride_kn, stride_vn, begin, inner_begin, used_n, diagonal, left, right, -scale_log2,
+            shift_log2, E, F, BLOCK_E, BLOCK_F, BLOCK_N, GAIN_LOG2, APPROXIMATE, True, HAS_LEFT, HAS_RIGHT)  # fmt: skip
     acc, k_tile, v_tile = _walk(
-        acc, q, k_tile, v_tile, stride_kn, stride_vn, inner_begin, inner_end, used_n, diagonal, left, right, scale_log2,
-        shift_log2, E, F, BLOCK_E, BLOCK_F, BLOCK_N, GAIN_LOG2, False, HAS_LEFT, HAS_RIGHT)  # fmt: skip
+        acc, q, k_tile, v_tile, stride_kn, stride_vn, inner_begin, inner_end, used_n, diagonal, left, right, -scale_log2,
+        shift_log2, E, F, BLOCK_E, BLOCK_F, BLOCK_N, GAIN_LOG2, APPROXIMATE, False, HAS_LEFT, HAS_RIGHT)  # fmt: skip
     if HAS_LEFT or HAS_RIGHT or not WHOLE_TILES:
         acc, k_tile, v_tile = _walk(
-            acc, q, k_tile, v_tile, stride_kn, stride_vn, inner_end, end, used_n, diagonal, left, right, scale_log2,
-            shift_log2, E, F, BLOCK_E, BLOCK_F, BLOCK_N, GAIN_LOG2, True, HAS_LEFT, HAS_RIGHT)  # fmt: skip
+            acc, q, k_tile, v_tile, stride_kn, stride_vn, inner_end, end, used_n, diagonal, left, right, -scale_log2,
+            shift_log2, E, F, BLOCK_E, BLOCK_F, BLOCK_N, GAIN_LOG2, APPROXIMATE, True, HAS_LEFT, HAS_RIGHT)  # fmt: skip
 
     out = tl.where((row < used_m)[:, None], acc * 2.0**-GAIN_LOG2, 0.0)
     offs_f = tl.arange(0, BLOCK_F)
@@ -188,6 +200,7 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, mask: Band, bias: float | None, sca
         "GAIN_LOG2": HALF_GAIN_LOG2 if q.dtype == torch.float16 else 0, "HAS_LEFT": mask.left is not None,
         "HAS_RIGHT": mask.right is not None, "BIAS_OF_LENGTH": bias is None, "HAS_LENGTHS_Q": lengths_q is not None,
         "HAS_LENGTHS_K": lengths_k is not None, "WHOLE_TILES": N % config.block_n == 0 and lengths_k is None,
+        "APPROXIMATE": q.device.type != "cpu",
         "num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True,
     }  # fmt: skip
     return B * H * triton.cdiv(M, config.block_m), arguments, flags

@@ -31,7 +31,8 @@ def parse_config(text: str) -> Config:
         if not equals or not value.strip().isdigit():
             raise ValueError(f"configuration {text!r}: got {part!r}, expected NAME=INTEGER")
         if name not in Config.__slots__ or name in fields:
-            raise ValueError(f"configuration {text!r}: {name!r} is unknown or given twice, expected {Config.__slots__}")
+            expected = "BLOCK_M, BLOCK_N, num_warps, num_stages, each once"
+            raise ValueError(f"configuration {text!r}: {name!r} is unknown or given twice, expected {expected}")
         fields[name] = int(value)
     missing = [name for name in Config.__slots__ if name not in fields]
     if missing:

@@ -233,9 +233,9 @@ _HEADLINES = (  # what, part, new, base, quantity, as printed in the paper's abs
 )
 
 
-def headlines(found: Sequence[LayerRow]) -> tuple[Headline, ...]:
+def headlines(attention: Sequence[Row], whole: Sequence[LayerRow] = ()) -> tuple[Headline, ...]:
     """Means over the workloads for which the rows have both designs of a ratio."""
-    rows = {"attention": {r.attention.key: r.attention for r in found}, "layer": {r.total.key: r.total for r in found}}
+    rows = {"attention": {r.key: r for r in attention}, "layer": {r.attention.key: r.total for r in whole}}
     out = []
     for what, part, name, base, quantity, printed in _HEADLINES:
         pairs = [(rows[part].get((name, *key[1:])), row) for key, row in rows[part].items() if key[0] == base]
@@ -268,7 +268,8 @@ def differences(
     cases = {"as published": ARTIFACT}
     cases |= {f"without: {MEANING[name]}": ARTIFACT - {name} for name in MEANING}
     cases["none of these"] = frozenset()
-    return {what: headlines(layers(designs, models, sequences, switches)) for what, switches in cases.items()}
+    made = {what: layers(designs, models, sequences, switches) for what, switches in cases.items()}
+    return {what: headlines([r.attention for r in rows], rows) for what, rows in made.items()}
 
 
 # -- published tables ------------------------------------------------------------------------------------------------

@@ -35,6 +35,11 @@ class Addition:
     def as_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **dict(self.parameters)}
 
+    def canonical(self, fragment: Cascade) -> dict[str, Any]:
+        """As the key takes it: under the fragment's own name, sizes whole and scalars as floats (50 and 50.0 are one cap)."""
+        ranks = {r.name.lower() for r in fragment.ranks}
+        return {"kind": fragment.name, **{k: v if k in ranks else float(v) for k, v in self.parameters}}
+
 
 def additions_from(spec: Any) -> tuple[Addition, ...]:
     """Fragments from their written form: a name, a mapping with `kind` and parameters, or a list of these."""

@@ -93,6 +93,9 @@ def case_of(
     if not workload.canonical_mask.is_dense:
         workload.composed()  # refuses a mask that the cascade cannot carry
     cascade = workload.composed(masked=False)
+    if cascade.rank(QUERY) is None:
+        raise IllegalArray(f"design {design.name} holds rows of queries; cascade {cascade.name} walks one sequence in chunks")
+    array = array.with_vector_units(design.vector_units)
     seen = flow(cascade, design.array_2d)
     check_functions(seen, array, design)
     dtypes = {t: workload.dtype_of(t) for t in seen.data}

@@ -7,7 +7,7 @@ Einsums overlap. It may restate mappings that a published search found, and what
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -109,7 +109,8 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Design:
-    """An array family. `cascade`: the algorithm that the published design runs."""
+    """An array family. `cascade`: the algorithm that the published design runs; `vector_units`: operator classes for which
+    it gives every vector lane a circuit of its own, whatever the profile's lanes have, with their cycles."""
 
     name: str
     title: str
@@ -123,6 +124,7 @@ class Design:
     published: tuple[Published, ...] = ()
     platform: Platform | None = None
     artifact: Artifact = Artifact()
+    vector_units: Mapping[str, float] = field(default_factory=dict)
 
     def found_by_search(self, array: Array, e: int, n: int) -> Residency | None:
         """The published mapping for these sizes, if it was searched on an array like this one."""
@@ -153,7 +155,7 @@ def load_design(name: str) -> Design:
 
 def _design(root: Item) -> Design:
     required = ("name", "title", "source", "cascade", "array_2d", "lanes", "skips_masked", "residencies", "schedule")
-    t = root.table(required, ("published", "artifact"))
+    t = root.table(required, ("published", "artifact", "vector_units"))
     published = t["published"].table(("platform", "mappings")) if "published" in t else {}
     return Design(
         name=t["name"].text(),
@@ -168,10 +170,18 @@ def _design(root: Item) -> Design:
         published=tuple(_published(i) for i in published["mappings"].items()) if published else (),
         platform=_platform(published["platform"]) if published else None,
         artifact=_artifact(t["artifact"]) if "artifact" in t else Artifact(),
+        vector_units=_units(t["vector_units"]) if "vector_units" in t else {},
     )
 
 
 _RESIDENCY = ("dataflow", "rows", "queries", "keys", "values", "outputs", "scores")
+
+
+def _units(item: Item) -> Mapping[str, float]:
+    found = item.table(optional=OPERATOR_CLASSES).items()
+    if wrong := next((cycles for _, cycles in found if cycles.number() <= 0), None):
+        raise wrong.error("cycles above zero")
+    return {klass: cycles.number() for klass, cycles in found}
 
 
 def _residency(item: Item, more: tuple[str, ...] = ()) -> Residency:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -142,6 +142,11 @@ class Array:
         grid = self.grid(unit)
         parts = grid.costs[klass].circuits.items()
         return sum(times * self.circuit(grid, name).energy_pj.value for name, times in parts)
+
+    def with_vector_units(self, units: Mapping[str, float]) -> Array:
+        """The array with a circuit of its own for these operator classes in every lane; `units`: their cycles."""
+        own = {klass: Cost(cycles, {klass: 1.0}) for klass, cycles in units.items()}
+        return replace(self, array_1d=replace(self.array_1d, costs={**self.array_1d.costs, **own})) if own else self
 
     def areas_um2(self) -> dict[str, float]:
         """Area by component: both arrays, the buffer, the top-level network.

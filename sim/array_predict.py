@@ -11,6 +11,7 @@ from einsight.sim.array import Run, run
 from einsight.sim.array_case import IllegalArray
 from einsight.sim.array_design import Design, load_design, names
 from einsight.sim.array_hardware import Array
+from einsight.sim.columns import summed_over_queries
 from einsight.sim.mask import DENSE
 from einsight.sim.prediction import Bound, Prediction
 from einsight.sim.units import format_si
@@ -27,6 +28,11 @@ def predict_array(workload: Workload, array: Array, family: str | None) -> Predi
 
     Raises SpecError for an unknown design, IllegalArray where the workload cannot run.
     """
+    if summed := summed_over_queries(workload.composed(masked=False)):
+        raise IllegalArray(
+            f"{workload.base.name} sums over queries into {', '.join(summed)}; the designs of arrays hold queries and walk"
+            " keys. A GPU target has a model for it"
+        )
     design = load_design(design_name(workload, array, family))
     return _worded(workload, array, design, run(workload, array, design))
 

@@ -4,17 +4,20 @@ Rows are centred first where softmax allows it: what is added to a whole row has
 leaves the smallest rank that any such choice leaves. A table with a large mean looks easier than it is otherwise: the mean
 is most of its energy, and none of its effect.
 
-A head's decomposition starts with its first singular triplets (randomised range finder with power iterations: Halko,
-Martinsson and Tropp 2011, arXiv 0909.4061, algorithm 4.4) and takes more of them only while the energy asked for is not
-reached. The whole energy is known beforehand, as the sum of squares of the matrix.
+A head's decomposition starts with its first singular triplets (scikit-learn's randomised range finder with power iterations:
+Halko, Martinsson and Tropp 2011, arXiv 0909.4061) and takes more of them only while the energy asked for is not reached. The
+whole energy is known beforehand, as the sum of squares of the matrix.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import ThreadpoolController
 
 from einsight.sim.bias_exact import Array, BiasError, Factors
 
@@ -133,25 +136,47 @@ def checked_energy(energy: float) -> float:
     return energy
 
 
+@cache
+def _libraries() -> ThreadpoolController:
+    """The linear algebra libraries, NumPy's and SciPy's; finding them takes milliseconds."""
+    import scipy.linalg  # noqa: F401  only what is loaded is found, and SciPy may bring a BLAS of its own
+
+    return ThreadpoolController()
+
+
+def _threads(matrix: Matrix) -> AbstractContextManager[object]:
+    """One thread for a small matrix. BLAS would share out products of microseconds, and its threads wait for each other,
+    spinning, at the end of every one: where the cores are busy with other work, that takes ten times the products."""
+    return _libraries().limit(limits=1, user_api="blas") if matrix.size <= WHOLE**2 else nullcontext()
+
+
 def decompose(matrix: Matrix, energy: float, centred: bool, least: int = 1, most: int | None = None) -> Decomposition:
     """Enough triplets of one head's [M, N] matrix for a share of its energy, and at least `least` of them.
 
-    `most` ends the search there, whatever the energy reached.
+    `most` ends the search there, whatever the energy reached. Matrices of up to `WHOLE` squared elements take one thread,
+    and BLAS stays limited to it in the whole process meanwhile.
     """
+    with _threads(matrix):
+        return _decompose(matrix, energy, centred, least, most)
+
+
+def _decompose(matrix: Matrix, energy: float, centred: bool, least: int, most: int | None) -> Decomposition:
     side = min(matrix.shape)
     matrix = np.ascontiguousarray(matrix, dtype=np.float64 if side <= WHOLE else matrix.dtype)
     means = matrix.mean(axis=1, dtype=np.float64) if centred else np.zeros(len(matrix))
-    total = _sum_of_squares(matrix, means)
-    if total <= (np.finfo(matrix.dtype).eps * max(np.abs(means).max(), np.abs(matrix).max())) ** 2 * matrix.size:
+    largest = max(abs(float(matrix.min())), abs(float(matrix.max())))
+    rest = matrix - means.astype(matrix.dtype)[:, None] if centred else matrix
+    total = _sum_of_squares(rest)
+    if total <= (np.finfo(matrix.dtype).eps * largest) ** 2 * matrix.size:
         total = 0.0  # a matrix of equal rows' elements: only the rounding of the mean is left
     number = max(FIRST, least)
     cap = min(side, most or _cap(matrix))
     while True:
         number = min(number, cap)
         if 4 * number > side and side <= WHOLE:
-            left, singular, right = np.linalg.svd(matrix - means[:, None], full_matrices=False)
+            left, singular, right = np.linalg.svd(rest, full_matrices=False)
         else:
-            left, singular, right = _leading(matrix, means, number)
+            left, singular, right = _leading(rest, number)
         found = Decomposition(left, singular.astype(np.float64), right, means, total)
         if number >= cap or found.complete or (number >= least and found.rank_for(energy) is not None):
             return found
@@ -164,62 +189,19 @@ def _cap(matrix: Matrix) -> int:
     return side if side <= WHOLE else MOST
 
 
-def _sum_of_squares(matrix: Matrix, means: Array) -> float:
-    """Of matrix - means, a block of rows at a time: a 16k x 16k matrix is not copied."""
-    blocks = range(0, len(matrix), 1024)
-    return float(sum(np.square(matrix[b : b + 1024] - means[b : b + 1024, None]).sum(dtype=np.float64) for b in blocks))
+def _sum_of_squares(matrix: Matrix) -> float:
+    """A block of rows at a time, in fp64: squares of a 16k x 16k matrix would be as large again."""
+    return float(sum(np.square(matrix[b : b + 1024]).sum(dtype=np.float64) for b in range(0, len(matrix), 1024)))
 
 
-def _leading(matrix: Matrix, means: Array, number: int) -> tuple[Matrix, Array, Matrix]:
-    """The leading `number` triplets of matrix - means (fewer when its rank is lower), without forming the difference."""
-    column = means.astype(matrix.dtype)[:, None]
-    transpose = np.ascontiguousarray(matrix.T) if matrix.size <= WHOLE**2 else matrix.T
-    width = min(number + OVERSAMPLED, *matrix.shape)
-    start = np.random.default_rng(0).standard_normal((matrix.shape[1], width)).astype(matrix.dtype)
+def _leading(matrix: Matrix, number: int) -> tuple[Matrix, Array, Matrix]:
+    """The leading `number` triplets."""
+    from sklearn.utils.extmath import randomized_svd  # most of a second of import, only where a matrix is decomposed
 
-    def times(x: Matrix) -> Matrix:
-        return np.asarray(_product(matrix, x) - column * x.sum(axis=0))
-
-    def transposed(y: Matrix) -> Matrix:
-        return _product(transpose, y) - column.T @ y
-
-    basis = _spread(times(start))
-    for _ in range(POWER_ITERATIONS):
-        basis = _spread(times(_spread(transposed(basis))))
-    basis = _spread(basis)  # once more: orthonormal to rounding, now that no direction is small
-    rows = transposed(basis)
-    squares, turn = np.linalg.eigh(_product(rows.T, rows).astype(np.float64))
-    kept = np.argsort(squares)[::-1][:number]
-    kept = kept[squares[kept] > squares.max(initial=0.0) * float(np.finfo(matrix.dtype).eps)]
-    singular = np.sqrt(squares[kept])
-    turned = turn[:, kept].astype(matrix.dtype)
-    right = _product(rows, turned) / singular.astype(matrix.dtype)
-    return _product(basis, turned), singular, np.ascontiguousarray(right.T)
-
-
-def _spread(columns: Matrix) -> Matrix:
-    """A basis of the columns, orthonormal but for rounding that small directions magnify.
-
-    By the eigenvectors of their Gram matrix: small products instead of a factorisation. Directions of less than
-    sqrt(eps) of the largest are lost; their energy is below eps.
-    """
-    squares, turn = np.linalg.eigh(_product(columns.T, columns).astype(np.float64))
-    kept = squares > squares.max(initial=0.0) * 4 * float(np.finfo(columns.dtype).eps)
-    turned = turn[:, kept] / np.sqrt(squares[kept])
-    return _product(columns, np.asarray(turned, dtype=columns.dtype))
-
-
-SMALL_PRODUCT = 2**18
-"""Multiply-accumulates of a product that BLAS libraries leave to one thread. On a machine whose cores are busy, threads that
-wait for each other at the end of every small product cost a hundred times the product."""
-
-
-def _product(a: Matrix, b: Matrix) -> Matrix:
-    """a @ b; of small matrices in blocks of rows that stay in one thread."""
-    rows = SMALL_PRODUCT // (a.shape[1] * max(b.shape[1], 1))
-    if a.size > WHOLE**2 or rows < 1:
-        return np.asarray(a @ b)
-    return np.concatenate([a[r : r + rows] @ b for r in range(0, len(a), rows)])
+    left, singular, right = randomized_svd(
+        matrix, number, n_oversamples=OVERSAMPLED, n_iter=POWER_ITERATIONS, power_iteration_normalizer="QR", random_state=0
+    )  # without normalising, powers of a matrix in fp32 lose its small triplets
+    return left, singular, right
 
 
 # -- heads and layers -------------------------------------------------------------------------------------------------

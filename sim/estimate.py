@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from einsight.sim.columns import turned
 from einsight.sim.family import Family
 from einsight.sim.gpu import Cases, KernelTime, kernel_time
 from einsight.sim.grid import Tiles, grid_of
@@ -39,7 +40,9 @@ def estimate(
 ) -> Estimate:  # fmt: skip
     """Times at `sizes` (upper-case names; arrays that broadcast to one shape). `mapping` fixes the tiles and splits."""
     cases, notes = build_cases(plan, mask, sizes, warm, gpu, family, mapping)
-    times = tuple(kernel_time(work, cases, gpu, family) for work in plan.works)
+    skips = mapping.skips_masked if mapping else family.skips_masked
+    by_grid = {"column": turned(cases, mask, skips)} if plan.main.grid == "column" else {}
+    times = tuple(kernel_time(work, by_grid.get(work.grid, cases), gpu, family) for work in plan.works)
     names = dict.fromkeys(name for t in times for name in t.bounds_s)
     none = np.zeros(cases.block_m.shape)
     bounds = {n: sum((t.bounds_s[n] for t in times if n in t.bounds_s), none) for n in names}
@@ -83,6 +86,7 @@ def build_cases(
         mask_ops=mask_operations(mask, gpu.architecture),
         shared_by=_sharing(plan, full, full[QUERY] * heads, family, mapping),
         idle_parts=idle, passed_tiles=passed, windowed=full[KEY] > (mask.window or np.inf),
+        groups=mapping.groups if mapping else 1.0, stages=mapping.stages if mapping else None,
     ), tuple(notes)  # fmt: skip
 
 

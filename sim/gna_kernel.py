@@ -45,6 +45,7 @@ class GnaKernel:
     division_ops  fp32-pipe slots per score and dimension but one, to find a key's coordinate in tiles not compiled in
     mask_hidden   share of the mask's operations that run while the tensor cores work for another tile
     permute_rate  bytes per SM and cycle, read and written, of the copies that permute
+    head_dims     what the kernel is built for: a list, or every multiple of one number up to the tiles' largest
     tiles         in NATTEN's order: the first that covers the head dimension is its default
     """
 
@@ -60,7 +61,12 @@ class GnaKernel:
     division_ops: Quantity
     mask_hidden: Quantity
     permute_rate: Quantity
+    head_dims: tuple[int, ...]
     tiles: tuple[TilePair, ...]
+
+    def covers(self, head_dim: int) -> bool:
+        """Whether the kernel is built for this head dimension."""
+        return head_dim in self.head_dims
 
     def legal_tiles(self, rank: int, head_dim: int) -> tuple[TilePair, ...]:
         """Tile pairs for a grid of `rank` dimensions: those of the narrowest row of head dimensions that covers it."""
@@ -109,19 +115,29 @@ def family_of(kernel: GnaKernel) -> Family:
 
 _KEYS = (
     "name", "title", "source", "family", "dense", "tiling", "permutes", "masks", "mask_cycles", "division_ops", "mask_hidden",
-    "permute_rate", "tiles",
+    "permute_rate", "head_dims", "tiles",
 )  # fmt: skip
 
 
 def _kernel(root: Item) -> GnaKernel:
     t = root.table(required=_KEYS)
+    tiles = tuple(_tile(i) for i in t["tiles"].items())
     return GnaKernel(
         name=t["name"].text(), title=t["title"].text(), source=t["source"].text(), family=t["family"].text(),
         dense=t["dense"].text(), tiling=t["tiling"].choice(TILINGS), permutes=t["permutes"].boolean(),
+        head_dims=_head_dims(t["head_dims"], max(tile.head_dim for tile in tiles)),
         masks=t["masks"].choice(MASKS), mask_cycles=_quantity(t["mask_cycles"]), division_ops=_quantity(t["division_ops"]),
         mask_hidden=_quantity(t["mask_hidden"]), permute_rate=_quantity(t["permute_rate"]),
-        tiles=tuple(_tile(i) for i in t["tiles"].items()),
+        tiles=tiles,
     )  # fmt: skip
+
+
+def _head_dims(item: Item, most: int) -> tuple[int, ...]:
+    """`[32, 64]`, or `{multiples_of: 8}` up to the widest tile's."""
+    if isinstance(item.value, dict):
+        step = item.table(("multiples_of",))["multiples_of"].integer(1)
+        return tuple(range(step, most + 1, step))
+    return tuple(i.integer(1) for i in item.items())
 
 
 def _tile(item: Item) -> TilePair:

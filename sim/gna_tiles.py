@@ -30,6 +30,8 @@ from einsight.sim.mask import Gna, MaskError
 
 TILINGS = ("static", "dynamic")
 Shape = tuple[int, ...]
+MOST_TILES = 2**62
+"""Counts are summed in 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ def count_tiles(gna: Gna, q_tile: Shape, kv_tile: Shape, tiling: str = "static")
     Raises MaskError for a tile shape that does not fit the grid's rank.
     """
     check_tiles(gna, q_tile, kv_tile, tiling)
+    if gna.tokens**2 // (prod(q_tile) * prod(kv_tile)) > MOST_TILES:
+        raise MaskError(f"gna: more than 2^62 tiles of {'x'.join(map(str, q_tile))} queries", "larger tiles or a smaller grid")
     if len(q_tile) < len(gna.layout):
         return _flat_tiles(gna, q_tile[0], kv_tile[0])
     axes = [axis_tiles(gna, d, q_tile[d], kv_tile[d], tiling) for d in range(len(gna.layout))]

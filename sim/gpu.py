@@ -20,10 +20,10 @@ from einsight.sim.grid import Tiles
 from einsight.sim.hardware import Gpu
 from einsight.sim.schedule import ONE, ZERO, Array, Flags, makespan
 from einsight.sim.traffic import OUTER, Cache, elements, hbm_bytes
-from einsight.sim.work import KEY, QUERY, KernelWork, Share, Sweep, costs_of
+from einsight.sim.work import KEY, QUERY, KernelWork, Reuse, Share, Sweep, costs_of
 
 PARTIAL_BYTES = 4
-"""Partial results of a split run are fp32."""
+"""Partial results of a split run, and what blocks add up in memory, are fp32."""
 MMA_GRANULE = 16
 """Contracted and feature ranks are padded to multiples of 16: the K of every 16-bit tensor-core instruction."""
 PADDED = ("E", "F", "R")
@@ -42,6 +42,7 @@ class Cases:
     passed_tiles  tiles outside a sliding window, per replica, that are visited only to be tested
     idle_parts parts of a split run, per block, that lie before the window and end at once
     shared_by  blocks of a cluster that load each key tile from L2 together
+    groups, stages   of a given mapping (`Mapping`): how a block fills its own gaps
     """
 
     sizes: Mapping[str, Array]
@@ -61,6 +62,8 @@ class Cases:
     windowed: Flags | bool = False
     idle_parts: Array | float = 0.0
     passed_tiles: Array | float = 0.0
+    groups: float = 1.0
+    stages: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +92,14 @@ def kernel_time(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Ker
 def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTime:
     extents = grid_extents(work, cases)
     replicas = _product([x for rank, x in extents if rank in OUTER])
-    tiles = cases.tiles if work.grid == "query" else _key_tiles(cases)
+    tiles = _key_tiles(cases) if work.grid == "key" else cases.tiles
     count = tiles.blocks * replicas * cases.splits
     resident = np.maximum(1.0, np.minimum(cases.blocks_per_sm, np.ceil(count / gpu.sms.value)))
     slots = gpu.sms.value * resident
 
     at = tile_sizes(cases, family)
     swept = [_tile(sweep, at, cases, gpu, family) for sweep in work.sweeps]
-    rounds = [np.maximum(t.alone, resident * t.widest) for t in swept]
+    rounds = [np.maximum(_lone(t, cases), resident * t.widest) for t in swept]
     per_tile = sum(rounds, ZERO) + family.constant("tile_cycles") * len(swept)
     edges = np.where(cases.windowed, family.constant("window_per_score"), 0.0)
     mask_ops: Array = cases.mask_ops + family.constant("mask_per_score") + edges
@@ -118,6 +121,19 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, longest, slots)
 
 
+LOAD_CYCLES = 600.0
+"""From asking for a tile to using it, assumed: one load takes some 260 cycles from L2 and some 480 from HBM (A100 and H100,
+Luo et al. 2024, arXiv 2402.13499), and those of a tile leave one after the other."""
+
+
+def _lone(tile: _TileCost, cases: Cases) -> Array:
+    """Cycles of one tile when no other block fills the gaps: groups of warps fill each other's, and loads that were not
+    asked for early enough are waited for."""
+    busy = np.maximum(tile.alone / cases.groups, tile.widest)
+    ahead = ZERO if cases.stages is None else np.maximum(0.0, LOAD_CYCLES - (cases.stages - 1) * busy)
+    return busy + ahead
+
+
 @dataclass(frozen=True, slots=True)
 class _TileCost:
     """Cycles of one tile on one SM: `peak` per unit at its full rate, `alone` for a lone block, `widest` the busiest unit."""
@@ -135,18 +151,31 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
     if family.products == "vector":
         lanes = sweep.share.matmul().at(at) / arch.vector_ops_per_cycle.value
         peak |= {"tensor cores": ZERO * lanes, "fp32 pipe": peak["fp32 pipe"] + lanes / family.constant("mma_efficiency")}
-    scores = at[QUERY] * at[KEY]
-    peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * scores / arch.vector_ops_per_cycle.value
+    converted = at[QUERY] * at[KEY] * sweep.reuse.converted
+    peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * converted / arch.vector_ops_per_cycle.value
     operands = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams if QUERY not in t.ranks), ZERO)
     own = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams if QUERY in t.ranks), ZERO)
     shared = operands * (1.0 + np.ceil(cases.block_m / family.operand_rows)) + 2.0 * own  # one score reads each own element
+    shared = shared + _reused_bytes(sweep.reuse, at, cases, family)
     peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
-    loaded = operands / cases.shared_by + own
+    added = sum((elements(t, at) for t in sweep.sums), ZERO) * 2.0 * PARTIAL_BYTES  # an atomic addition reads and writes
+    added = added + sum((elements(t, at) * cases.widths[t.name] for t in sweep.writes), ZERO)
+    loaded = operands / cases.shared_by + own + added
     peak["L2"] = loaded / arch.l2_bytes_per_cycle.value
     real = {**peak, "tensor cores": peak["tensor cores"] / family.constant("mma_efficiency")}
     widest = reduce(np.maximum, real.values())
     alone = widest + family.constant("unhidden") * (sum(real.values(), ZERO) - widest)
     return _TileCost(peak, alone, widest, loaded, shared)
+
+
+def _reused_bytes(reuse: Reuse, at: Mapping[str, Array], cases: Cases, family: Family) -> Array:
+    """Bytes of shared memory, per tile, beyond those of streamed tensors that one product each reads."""
+    rows, columns = (np.ceil(tile / family.operand_rows) for tile in (cases.block_m, cases.block_n))
+    again = sum((elements(t, at) * cases.widths[t.name] for t in reuse.again), ZERO) * rows
+    scores = [t for t in reuse.across if KEY in t.ranks]
+    passed = sum((elements(t, at) * cases.widths[t.name] for t in (*scores, *dict.fromkeys(scores))), ZERO)
+    held = sum((elements(t, at) * cases.widths[t.name] for t in reuse.across if KEY not in t.ranks), ZERO) * columns
+    return again + passed + held
 
 
 def _unit_cycles(share: Share, at: Mapping[str, Array], cases: Cases, gpu: Gpu) -> dict[str, Array]:
@@ -170,8 +199,8 @@ def _block_cycles(work: KernelWork, at: Mapping[str, Array], cases: Cases, gpu: 
 def grid_extents(work: KernelWork, cases: Cases) -> list[tuple[str, Array]]:
     """The grid's dimensions, slowest first. Packed query heads share a block, so `J` has extent 1 there."""
     s = cases.sizes
-    j = np.where(cases.pack, 1.0, s["J"]) if work.grid == "query" else ONE
-    rows = cases.tiles.blocks if work.grid == "query" else ONE
+    j = ONE if work.grid == "key" else np.where(cases.pack, 1.0, s["J"])
+    rows = ONE if work.grid == "key" else cases.tiles.blocks
     return [("B", s["B"]), ("G", s["G"]), ("J", j), (QUERY, rows)]
 
 
@@ -223,6 +252,7 @@ def _assemble(
     launch = launch + (family.constant("uneven_s") if _uneven(work, cases) else 0.0)
     regroups = cases.pack & (cases.sizes["B"] > 1) & (cases.sizes["G"] > 1) & (cases.sizes["J"] > 1)
     launch = launch + np.where(regroups, family.constant("regroup_s"), 0.0)
+    launch = launch + 2.0 * family.constant("combine_s") * any(s.sums for s in work.sweeps)  # zeros before, conversion after
     bounds["launch"] = launch + np.where(cases.splits > 1, family.constant("combine_s"), 0.0)
     time = time + merge + launch
     shared = sum((t.shared_bytes for t in swept), ZERO) * run
@@ -247,10 +277,16 @@ WRITER_THREADS = 512.0
 """Most threads of a cache writer's block; it has one per element of a token's keys below that."""
 
 
+def _cached(work: KernelWork) -> list[Tensor]:
+    """Streamed tensors that a serving framework keeps in a cache: one row per key, KV head and sequence. Factors and points of
+    a bias are none, and a kernel that holds keys and walks queries has no cache."""
+    streamed = dict.fromkeys(t for s in work.sweeps for t in s.streams if QUERY not in t.ranks)
+    return [t for t in streamed if work.grid != "column" and tuple(r for r in t.ranks if r in OUTER) == ("B", "G")]
+
+
 def head_width(work: KernelWork, cases: Cases) -> Array:
-    """Elements of one key, the widest streamed tensor's."""
-    streamed = [t for s in work.sweeps for t in s.streams if QUERY not in t.ranks]
-    return reduce(np.maximum, (elements(t, {**tile_ones(cases), KEY: ONE}) for t in streamed), ONE)
+    """Elements of one key, the widest cached tensor's."""
+    return reduce(np.maximum, (elements(t, {**tile_ones(cases), KEY: ONE}) for t in _cached(work)), ONE)
 
 
 def tile_ones(cases: Cases) -> dict[str, Array]:
@@ -262,16 +298,16 @@ def tile_ones(cases: Cases) -> dict[str, Array]:
 def _uneven(work: KernelWork, cases: Cases) -> bool:
     """Whether a key's streamed tensors (K and V) have different widths, so that one cache layout does not fit both."""
     ones = tile_ones(cases)
-    streamed = [t for s in work.sweeps for t in s.streams if QUERY not in t.ranks]
-    return len({float(np.max(elements(t, ones))) for t in streamed}) > 1
+    return len({float(np.max(elements(t, ones))) for t in _cached(work)}) > 1
 
 
 def copied_bytes(work: KernelWork, cases: Cases, family: Family) -> Array:
     """Bytes that a framework's own kernels move around the attention kernel: they read 16-bit activations and write them
     as the cache keeps them."""
     new = np.minimum(cases.sizes[QUERY] / cases.sizes[KEY], 1.0)  # of the keys, those that this call adds
-    one_step = [t for t in dict.fromkeys(t for s in work.sweeps for t in s.streams) if QUERY not in t.ranks]
-    keys = sum((elements(t, cases.sizes) * new * (2.0 + cases.widths[t.name]) for t in one_step), ZERO)
+    if work.grid == "column":
+        return ZERO
+    keys = sum((elements(t, cases.sizes) * new * (2.0 + cases.widths[t.name]) for t in _cached(work)), ZERO)
     rows = sum((elements(t, cases.sizes) * (2.0 + cases.widths[t.name]) for t in work.residents if QUERY in t.ranks), ZERO)
     uneven = family.constant("uneven_copy") if _uneven(work, cases) else 0.0
     return (family.constant("kv_copy") + uneven) * keys + family.constant("q_copy") * rows
@@ -281,6 +317,8 @@ def _copies(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Array:
     """Seconds of those kernels: from and to L2 while that holds the bytes, else HBM, and a writer's threads."""
     moved = copied_bytes(work, cases, family)
     near = gpu.architecture.l2_bytes_per_cycle.value * gpu.sms.value * gpu.boost_hz.value
+    if work.grid == "column":
+        return ZERO
     threads = np.minimum(cases.sizes["G"] * head_width(work, cases), WRITER_THREADS) * cases.sizes["B"] * cases.sizes[QUERY]
     writer = family.constant("token_cycles") * threads / (gpu.sms.value * gpu.boost_hz.value)
     miss = np.where(cases.warm, Cache(gpu.l2_bytes.value, family.constant("l2_usable")).miss(moved), 1.0)
@@ -313,7 +351,10 @@ def memory_bytes(
     for sweep in work.sweeps:
         for tensor in sweep.streams:
             inputs[tensor] = inputs.get(tensor, 0.0) + 1.0
-    out = sum((elements(t, cases.sizes) * cases.widths[t.name] for t in work.outputs), ZERO)
+    written = (*work.outputs, *(t for s in work.sweeps for t in (*s.writes, *s.sums)))
+    out = sum((elements(t, cases.sizes) * cases.widths[t.name] for t in written), ZERO)
+    sums = [t for s in work.sweeps for t in s.sums]
+    out = out + sum((elements(t, cases.sizes) for t in sums), ZERO) * 2.0 * PARTIAL_BYTES  # set to zero, converted at the end
     whole = out + sum((_whole(t, cases) for t in inputs), ZERO)
     first = np.where(cases.warm, cache.miss(whole), 1.0)
     total = out * first
@@ -326,6 +367,9 @@ def memory_bytes(
         total = total + hbm_bytes(
             tensor, extents, slots, cases.sizes, width, sweeps, touched, overlap, reach, first, cache
         )
+    for tensor in sums:
+        both = 2.0 * PARTIAL_BYTES
+        total = total + hbm_bytes(tensor, extents, slots, cases.sizes, both, 1.0, ONE, overlap, ONE, ZERO, cache)
     return total
 
 

@@ -21,12 +21,15 @@ FEWEST = 60
 """Rows that a resource must limit before it gets an interval of its own."""
 
 
-def ends(found: Estimate, family: Family) -> tuple[Array, Array]:
-    """(lower, upper) end of each case's interval in seconds; the lower end is never below a bound."""
+def ends(found: Estimate, family: Family, least: float = 0.0) -> tuple[Array, Array]:
+    """(lower, upper) end of each case's interval in seconds; the lower end is never below a bound.
+
+    `least`: what each side is at least, as a share of the time.
+    """
     values = np.stack(list(found.bounds_s.values()))
     limiting, largest = values.argmax(axis=0), values.max(axis=0)
     sides = np.array([family.misses.get(name, (family.constant("interval"),) * 2) for name in found.bounds_s])
-    below, above = sides[limiting].T
+    below, above = np.maximum(sides[limiting], least).T
     return np.maximum(largest, found.time_s / (1.0 + below)), found.time_s * (1.0 + above)
 
 

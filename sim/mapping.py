@@ -12,6 +12,8 @@ from einsight.sim.family import Family, SplitRule
 from einsight.sim.hardware import Architecture
 from einsight.sim.schedule import SCHEDULES, Array
 
+SCHEDULERS = 4  # of an SM, each with its own tensor core (CUDA C++ Programming Guide, compute capabilities 8.x to 12.x)
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -36,6 +38,8 @@ class Mapping:
     pack_gqa           the query heads of one KV head share a tile's rows
     fused              False: every Einsum is its own kernel and passes its result through memory
     skips_masked       whole tiles outside the mask are not run
+    warps, stages      of a block; depth of its load pipeline. None: as the family's constants have it (which say how well
+                       its own blocks overlap), for a mapping that stands for a build of that family
     """
 
     block_m: int
@@ -46,16 +50,24 @@ class Mapping:
     pack_gqa: bool = False
     fused: bool = True
     skips_masked: bool = True
+    warps: int | None = None
+    stages: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("block_m", "block_n", "splits", "blocks_per_sm"):
-            if getattr(self, name) < 1:
+        for name in ("block_m", "block_n", "splits", "blocks_per_sm", "warps", "stages"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"mapping: {name} is {getattr(self, name)}; expected 1 or more")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"mapping: schedule is {self.schedule!r}; expected one of {', '.join(SCHEDULES)}")
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def groups(self) -> float:
+        """Parts of a block that can be in different steps of a tile at the same time, so that one computes weights while
+        another multiplies: a group is a warp on each scheduler. A block with fewer warps leaves schedulers idle."""
+        return 1.0 if self.warps is None else self.warps / SCHEDULERS
 
 
 def shared_bytes(block_m: Array, block_n: Array, row_bytes: Array, key_bytes: Array, stages: int) -> Array:

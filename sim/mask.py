@@ -19,9 +19,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import prod
 from typing import Any, ClassVar
 
 MAX_SIZE = 1 << 40
+MOST_PAIRS = 1 << 62  # pairs are counted in 64 bits
 """Above any count of tokens; keeps arithmetic within 64 bits."""
 
 MAX_BLOCKS = 8192
@@ -106,6 +108,8 @@ class Gna:
                 raise MaskError(f"gna: {field} has {found} entries", f"{rank}, one per dimension of {_by(self.layout)}")
         for d in range(rank):
             self._check_dimension(d)
+        if self.tokens * prod(self.window) > MOST_PAIRS:
+            raise MaskError(f"gna: {_by(self.layout)} tokens with {prod(self.window)} keys each", "at most 2^62 pairs in all")
 
     def _check_dimension(self, d: int) -> None:
         length, window = self.layout[d], self.window[d]

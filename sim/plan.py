@@ -13,12 +13,13 @@ from einsight.einsum.expression import OPERATORS, Apply, variables, walk
 from einsight.einsum.ir import Cascade, Tensor
 from einsight.einsum.passes import PassAnalysis, analyse
 from einsight.einsum.resolve import resolve
+from einsight.sim.columns import HEADS_OF_A_KEY, kernels
 from einsight.sim.hardware import DTYPE_BYTES, Architecture
 from einsight.sim.mask import Mask
 from einsight.sim.mask_predicate import predicate
 from einsight.sim.schedule import ONE, ZERO, Array
 from einsight.sim.traffic import OUTER, elements
-from einsight.sim.work import KEY, QUERY, KernelWork, kernels, walks
+from einsight.sim.work import KEY, QUERY, KernelWork, walks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,13 +42,14 @@ class Plan:
 
     @property
     def main(self) -> KernelWork:
-        """The kernel that walks queries (the last one): its tile is the mapping's."""
+        """The last kernel, which walks queries and keys: its tile is the mapping's."""
         return self.works[-1]
 
     @property
     def splittable(self) -> bool:
-        """One sweep over the keys, whose running state can be merged; more sweeps would need a grid-wide barrier."""
-        return len(self.main.sweeps) == 1
+        """One sweep over the keys, whose running state can be merged; more sweeps would need a grid-wide barrier. Blocks
+        that hold keys are enough of themselves."""
+        return len(self.main.sweeps) == 1 and self.main.grid != "column"
 
 
 def plan(cascade: Cascade, fused: bool, dtypes: Mapping[str, str], default: str) -> Plan:
@@ -103,7 +105,7 @@ def _features(tensor: Tensor) -> list[str]:
     return [r for r in tensor.ranks if r not in OUTER and r not in (QUERY, KEY)]
 
 
-POSITIONS = (*OUTER, QUERY, KEY, f"{QUERY}0", f"{QUERY}1", f"{KEY}0", f"{KEY}1")
+POSITIONS = (*OUTER, HEADS_OF_A_KEY, QUERY, KEY, f"{QUERY}0", f"{QUERY}1", f"{KEY}0", f"{KEY}1")
 
 
 def _unit(sizes: Mapping[str, Array]) -> dict[str, Array]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping as MappingType
 from dataclasses import replace
 from functools import lru_cache, partial
+from math import prod
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from einsight.sim.mask_pairs import live_points
 from einsight.sim.mask_predicate import predicate
 from einsight.sim.plan import Plan, plan
 from einsight.sim.prediction import Bound, Later, Prediction
+from einsight.sim.traffic import OUTER
 from einsight.sim.units import format_si
 from einsight.sim.work import KEY, QUERY
 from einsight.sim.workload import Workload
@@ -31,6 +33,8 @@ from einsight.sim.workload import Workload
 FUSED_BASELINE, UNFUSED_BASELINE = "one_pass", "stable"
 """Dense attention that speedups are measured against: FlashAttention-2's cascade fused, the textbook softmax unfused."""
 UNFUSED_FAMILY = "unfused"
+UNMEASURED = 0.5
+"""Relative half width of the interval where no measurement of a kernel of the kind exists, as in families without a fit."""
 BASELINE_SIZES = ("b", "h", "g", "j", "m", "n", "e", "f")
 
 
@@ -120,7 +124,8 @@ def _worded(
 ) -> Prediction:
     time = float(found.time_s[0])
     bounds = _bounds(found, gpu, family, made.dtype)
-    low, high = (float(end[0]) for end in ends(found, family))
+    least = UNMEASURED if made.main.grid == "column" else 0.0  # what forward kernels were fitted to says nothing here
+    low, high = (float(end[0]) for end in ends(found, family, least))
     flops, by_class = operations(workload, made)
     return Prediction(
         workload=workload.name,
@@ -159,15 +164,19 @@ def _traffic(found: Estimate) -> dict[str, float]:
 def operations(workload: Workload, made: Plan) -> tuple[float, dict[str, float]]:
     """(matmul FLOPs, applications per operator class), the mask's absent points left out.
 
-    The matmul FLOPs follow the flash-attention convention: 2 per multiply-accumulate at the pairs that exist.
+    The matmul FLOPs follow the flash-attention convention: 2 per multiply-accumulate at the pairs that exist. A fused kernel
+    computes what it needs of a pair in every head and sequence, also what is the same in all of them (the product of factors
+    that sequences share): it counts as often.
     """
     sizes = workload.rank_sizes
     sizes |= {f"{KEY}0": made_chunk(sizes[KEY]), f"{KEY}1": -(-sizes[KEY] // made_chunk(sizes[KEY]))}
     density = live_points(workload.mask, sizes[QUERY], sizes[KEY]) / (sizes[QUERY] * sizes[KEY])
     matmul, by_class = 0.0, dict[str, float]()
+    fused = any(kernel.grid != "einsum" for kernel in made.works)
     for entry, terms in _terms(made):
         number = _value(terms, sizes) if terms is not None else float(entry.formula.evaluate(sizes))
-        number *= density if entry.einsum in made.pairs else 1.0
+        if entry.einsum in made.pairs:
+            number *= density * (_shared_by(terms, sizes) if fused and terms else 1.0)
         by_class[entry.klass] = by_class.get(entry.klass, 0.0) + number
         if entry.matmul:
             matmul += 2.0 * number
@@ -188,6 +197,11 @@ def _terms(made: Plan) -> tuple[tuple[Count, Terms | None], ...]:
     return tuple(out)
 
 
+def _shared_by(terms: Terms, sizes: MappingType[str, int]) -> int:
+    """How many heads and sequences one evaluation could serve."""
+    return prod(sizes[rank] for rank in OUTER if all(rank not in symbols for _, symbols in terms))
+
+
 def _value(terms: Terms, sizes: MappingType[str, int]) -> float:
     total = 0
     for coefficient, symbols in terms:
@@ -203,8 +217,11 @@ def made_chunk(keys: int) -> int:
 
 
 def speedups(workload: Workload, gpu: Gpu, profile: str, time: float) -> dict[str, float]:
-    """Times of dense attention of the same sizes over `time`: every pair, no bias; fused and unfused."""
-    out = {}
+    """Times of dense attention of the same sizes over `time`: every pair, no bias; fused and unfused. Empty for a cascade
+    whose results are others than attention's, such as gradients."""
+    out: dict[str, float] = {}
+    if {t.name for t in workload.base.outputs} != {t.name for t in library.load(FUSED_BASELINE).outputs}:
+        return out
     sizes = {name: size for name, size in workload.sizes.items() if name in BASELINE_SIZES}
     operands = {t.name for t in library.load(FUSED_BASELINE).inputs}
     dtypes = {name: dtype for name, dtype in workload.dtypes.items() if name in operands}
@@ -256,7 +273,8 @@ def _reasons(found: Estimate, gpu: Gpu, family: Family, dtype: str):  # type: ig
             rate = gpu.hbm_bytes_per_s.value
             return f"HBM: {format_si(seconds * rate, 'B')} at {gpu.hbm_bytes_per_s.text} ({gpu.hbm_bytes_per_s.kind})"
         if name == "longest block":
-            return f"longest block: {seconds * hz:.0f} cycles of dependent tiles at {gpu.boost_hz.text}; more splits shorten it"
+            shorter = "smaller tiles" if any(k.name == "column" for k in found.kernels) else "more splits"
+            return f"longest block: {seconds * hz:.0f} cycles of dependent tiles at {gpu.boost_hz.text}; {shorter} shorten it"
         launch = family.constants["launch_s"]
         return f"launch: {launch.text} per call ({launch.kind}: {launch.source})"
 
@@ -267,6 +285,9 @@ def _assumptions(gpu: Gpu, family: Family, made: Plan, found: Estimate, note: st
     unfitted = [n for n, c in family.constants.items() if c.kind == "assumed"]
     own = dict.fromkeys(entry.einsum for entry, terms in _terms(made) if terms is None)
     notes = [f"conditions of the cascade's own do not skip tiles: {', '.join(own)}"] if own else []
+    notes += ["a kernel that holds keys and walks queries: its constants are those of forward kernels, none was measured"] * (
+        made.main.grid == "column"
+    )
     notes += [f"clock: boost, {gpu.boost_hz.text}, falling in long runs", *([note] if note else [])]
     if unfitted:
         notes.append(f"family {family.name}: constants not fitted on measurements: {', '.join(unfitted)}")

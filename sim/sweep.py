@@ -1,7 +1,7 @@
 """Sweeps: one workload over a range of one size, on several targets, and the inverse questions it answers.
 
 The same vectorised core as `predict`; "longest context under 10 ms" and "which GPU from which length on" are read off
-the swept curve, exact to one step of it.
+the swept curve, the first to a whole number and the second to one step of it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from einsight.sim.workload import Workload
 
 _SCALES = {"k": 1024, "m": 1024 * 1024}
 MOST_POINTS = 1_000_000
-TIED = ("m", "n")
-"""In a prefill, queries and keys are the same tokens: sweeping one moves the other."""
+TIED = (("m", "n"), ("e", "f"))
+"""Sizes that are one thing where they are equal: a prefill's queries and keys are the same tokens, keys and values have one
+head dimension. Sweeping one moves the other."""
+SEARCHED = 64
+"""Values tried at once between two swept ones."""
 
 
 class SweepError(ValueError):
@@ -53,11 +56,13 @@ class Curve:
     time_s: tuple[float, ...]
     bound: tuple[str, ...]
     mapping: tuple[str, ...] = ()
+    asked: str = ""  # the target as it was named, with the family
 
-    def longest_within(self, seconds: float) -> int | None:
-        """The largest value of the size whose time, like all before it, is at most `seconds`; None if not even the first."""
-        fits = [v for v, t in zip(self.axis.values, self.time_s, strict=True) if t <= seconds]
-        return max(fits, default=None)
+    def bracket(self, seconds: float) -> tuple[int | None, int | None]:
+        """(last value whose time, like that of all before it, is at most `seconds`; the next one), None where there is none."""
+        over = next((i for i, t in enumerate(self.time_s) if t > seconds), len(self.time_s))
+        values = (None, *self.axis.values, None)
+        return values[over], values[over + 1]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -108,6 +113,23 @@ def sweep(workload: Workload, axis: Axis, targets: Sequence[str]) -> tuple[Curve
     return tuple(_curve(workload, axis, target) for target in targets)
 
 
+def longest_within(workload: Workload, curve: Curve, seconds: float) -> int | None:
+    """The largest value of the swept size that takes at most `seconds`, as do the swept values below it; None if none does.
+
+    Between two swept values every whole number is a candidate, except of head counts, which must divide each other.
+    """
+    low, high = curve.bracket(seconds)
+    if low is None or high is None or curve.axis.size in ("h", "g", "j"):
+        return low
+    while high - low > 1:
+        between = sorted({low + (high - low) * k // SEARCHED for k in range(1, SEARCHED)} - {low, high})
+        finer = _curve(workload, Axis(curve.axis.size, (low, *between, high)), curve.asked)
+        low, above = finer.bracket(seconds)
+        assert low is not None and above is not None  # both ends are as they were
+        high = above
+    return low
+
+
 def _curve(workload: Workload, axis: Axis, target: str) -> Curve:
     name, _, chosen = target.partition(":")
     if load_hardware(name).kind == "array":
@@ -124,7 +146,7 @@ def _curve(workload: Workload, axis: Axis, target: str) -> Curve:
         time[at] = found.time_s
         bound[at] = [names[i] for i in np.argmax(np.stack([found.bounds_s[n] for n in names]), axis=0)]
         chosen_at[at] = _tile_texts(found)
-    return Curve(name, family.name, axis, tuple(map(float, time)), tuple(map(str, bound)), tuple(map(str, chosen_at)))
+    return Curve(name, family.name, axis, tuple(map(float, time)), tuple(map(str, bound)), tuple(map(str, chosen_at)), target)
 
 
 def _tile_texts(found: Estimate) -> list[str]:
@@ -148,7 +170,8 @@ def _array_curve(workload: Workload, axis: Axis, name: str, design: str) -> Curv
     ]
     found = array_times(workload, array, design, points)
     time, bound = tuple(b.time_s for b in found), tuple(b.name for b in found)
-    return Curve(array.name, design_name(workload, array, design), axis, time, bound)
+    asked = f"{name}:{design}" if design else name
+    return Curve(array.name, design_name(workload, array, design), axis, time, bound, (), asked)
 
 
 def _masks(workload: Workload, sizes: Mapping[str, Array]) -> list[tuple[Mask, NDArray[np.int64]]]:
@@ -170,8 +193,9 @@ def swept_sizes(workload: Workload, axis: Axis) -> dict[str, Array]:
     if axis.size in ("h", "g", "j"):
         return sizes | _swept_heads(workload, axis, values)
     sizes[axis.size.upper()] = values
-    if axis.size in TIED and known["M"] == known["N"]:
-        sizes |= {size.upper(): values for size in TIED}
+    for one, other in TIED:
+        if axis.size in (one, other) and known[one.upper()] == known[other.upper()]:
+            sizes |= {one.upper(): values, other.upper(): values}
     return sizes
 
 

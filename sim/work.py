@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from einsight.einsum.counts import Count, count
-from einsight.einsum.expression import Apply, Expression, variables
+from einsight.einsum.expression import Apply, Expression, Symbol, variables
 from einsight.einsum.formula import PointSet
 from einsight.einsum.ir import Cascade, Einsum, Tensor
 from einsight.einsum.passes import analyse
@@ -95,24 +95,49 @@ def _load(weighted: Iterable[tuple[Count, float]]) -> Load:
 
 def _box(factor: str | PointSet) -> tuple[str, ...]:
     """Sizes whose product a tile runs for the factor: a condition of the cascade's own leaves whole tiles to be computed."""
-    return (factor,) if isinstance(factor, str) else tuple(v.upper() for v in factor.kept)
+    if isinstance(factor, str):
+        return (factor,)
+    extents = dict(factor.ranges)
+    return tuple(x.name if isinstance(x := extents[v], Symbol) else v.upper() for v in factor.kept)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reuse:
+    """How the products of a tile use operands where that is more than each streamed tensor in one of them.
+
+    again      streamed tensors, once for every product that reads them after the first
+    across     operands of products that sum over the rows that the block holds: a block keeps its rows apart in registers,
+               so what it made of them passes through shared memory
+    converted  score-sized results that become operands of products
+    """
+
+    again: tuple[Tensor, ...] = ()
+    across: tuple[Tensor, ...] = ()
+    converted: int = 1
+
+
+ONCE = Reuse()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sweep:
-    """One traversal of the keys: what a tile computes and which tensors it streams in."""
+    """One traversal of the keys: what a tile computes, which tensors it streams in, which it writes, and to which it adds
+    in memory because other blocks add to the same elements."""
 
     einsums: tuple[str, ...]
     share: Share
     streams: tuple[Tensor, ...]
+    writes: tuple[Tensor, ...] = ()
+    sums: tuple[Tensor, ...] = ()
+    reuse: Reuse = ONCE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KernelWork:
     """One kernel.
 
-    grid       "query": a block is a tile of query rows; "key": a block is one head's whole state; "einsum": one
-               Einsum over its whole iteration space
+    grid       "query": a block is a tile of query rows; "column": a tile of keys, with the names of queries and keys
+               exchanged (`columns`); "key": one head's whole state; "einsum": one Einsum over its whole iteration space
     sweeps     traversals of the keys, in order (none for grid "einsum")
     block      what runs once per block
     residents  tensors loaded once per block
@@ -146,7 +171,7 @@ def tensor_of(cascade: Cascade, name: str) -> Tensor:
             return tensor
     einsum = next(e for e in cascade.einsums if e.name == name)
     variables = [sorted(i for i in _symbols(index)) for index in einsum.output.indices]
-    return Tensor(name, tuple(v[0].upper() for v in variables if v))
+    return Tensor(name, tuple(cascade.size_of(v[0]) for v in variables if v))
 
 
 def _symbols(index: Expression) -> set[str]:
@@ -158,10 +183,10 @@ def kernels(cascade: Cascade, fused: bool) -> tuple[KernelWork, ...]:
     """The kernels of a composed cascade, in execution order."""
     cascade = resolve(cascade)
     if not fused:
-        return tuple(_single(cascade, e) for e in cascade.einsums)
+        return tuple(single_kernel(cascade, e) for e in cascade.einsums)
     key_side = _key_side(cascade)
     groups = (("key", key_side), ("query", tuple(e for e in cascade.einsums if e not in key_side)))
-    return tuple(_fused(cascade, grid, members) for grid, members in groups if members)
+    return tuple(fused_kernel(cascade, grid, members) for grid, members in groups if members)
 
 
 def _key_side(cascade: Cascade) -> tuple[Einsum, ...]:
@@ -186,7 +211,7 @@ def _counts_of(cascade: Cascade, names: set[str]) -> tuple[Count, ...]:
     return tuple(c for c in count(cascade) if c.einsum in names)
 
 
-def _single(cascade: Cascade, einsum: Einsum) -> KernelWork:
+def single_kernel(cascade: Cascade, einsum: Einsum) -> KernelWork:
     reads = dict.fromkeys(a.tensor for a in einsum.reads)
     return KernelWork(
         einsum.name, "einsum", (), Share(_counts_of(cascade, {einsum.name})),
@@ -194,7 +219,7 @@ def _single(cascade: Cascade, einsum: Einsum) -> KernelWork:
     )  # fmt: skip
 
 
-def _fused(cascade: Cascade, grid: str, members: tuple[Einsum, ...]) -> KernelWork:
+def fused_kernel(cascade: Cascade, grid: str, members: tuple[Einsum, ...]) -> KernelWork:
     names = {e.name for e in members}
     swept = tuple(e for e in members if walks(cascade, e, KEY))
     swept_names = {e.name for e in swept}

@@ -27,7 +27,7 @@ from einsight.sim.mask_predicate import predicate
 PHASES = ("prefill", "decode")
 CACHES = ("cold", "warm")
 REQUIRED_SIZES = ("h", "m", "n", "e")
-KEY = "N"
+QUERY, KEY = "M", "N"
 DECODE_QUERIES = 64
 """Most new tokens per sequence that count as decode (speculative decoding proposes a few); more is a prompt's chunk."""
 
@@ -147,6 +147,12 @@ class Workload:
             own |= {name.upper(): int(v) for name, v in added.parameters if name.upper() in ranks}
         return own
 
+    @property
+    def composed_sizes(self) -> dict[str, int]:
+        """Those of `rank_sizes` that the composed cascade has a rank for: a recurrence over keys has no queries of its own."""
+        has = {name for rank in self.composed().ranks for name in (rank.name, *rank.parts)}
+        return {name: size for name, size in self.rank_sizes.items() if name in has}
+
     def composed(self, masked: bool = True) -> Cascade:
         """The cascade with fragments, mask predicate and outer ranks: what every analysis reads.
 
@@ -177,6 +183,10 @@ class Workload:
         if base.rank(KEY) is None:
             raise WorkloadError("cascade", f"cascade {base.name}, which has no rank {KEY}", "a cascade over keys",
                                 f"it has {', '.join(r.name for r in base.ranks)}")  # fmt: skip
+        m, n = self.sizes["m"], self.sizes["n"]
+        if base.rank(QUERY) is None and m != n:
+            raise WorkloadError("sizes.m", f"{m} queries for {n} keys", f"as many as keys, m: {n}",
+                                f"cascade {base.name} walks one sequence of queries and keys")  # fmt: skip
         tiles = {part for rank in base.ranks for part in rank.parts}
         for name in required_sizes(base):
             if name.lower() not in self.sizes and name not in tiles:
@@ -202,7 +212,7 @@ class Workload:
             "sizes": {name: size for name, size in self.sizes.items() if name not in left_out},
             "dtype": {t.name: self.dtype_of(t.name) for part in (base, *fragments) for t in part.inputs if t.ranks},
             "mask": self.canonical_mask.as_json(),
-            "bias": [{**added.as_json(), "kind": f.name} for added, f in zip(self.bias, fragments, strict=True)],
+            "bias": [added.canonical(f) for added, f in zip(self.bias, fragments, strict=True)],
             "phase": self.phase,
             "cache": self.cache,
         }

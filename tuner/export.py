@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from einsight.kernels.catalog import KERNELS
@@ -28,13 +28,28 @@ def export(measurements: Sequence[Measurement], kind: str, path: Path) -> None:
     if kind == "triton":
         text = triton_configs([m.configuration for m in order[:TRITON_TOP]], order[0].kernel in KERNELS)
     elif kind == "lookup":
-        lookup = Lookup.read(path) if path.exists() else Lookup(order[0].kernel, ())
-        text = json.dumps(lookup.with_entry(entry_of(order[0])).as_json(), indent=1) + "\n"
+        return write_lookup(path, order[0].kernel, [entry_of(order[0])])
     elif kind in KINDS:
         recorded = from_measurements(path.stem, measurements)
         text = json.dumps(to_t4(recorded) if kind == "t4" else to_kernel_tuner(recorded), indent=1) + "\n"
     else:
         raise ExportError(f"--as: got {kind!r}, expected one of {', '.join(KINDS)}")
+    write(path, text)
+
+
+def write_lookup(path: Path, kernel: str, entries: Iterable[Entry]) -> None:
+    """Add entries to a lookup file of the kernel. Raises LookupFileError for a file that is none, ExportError for another
+    kernel's."""
+    lookup = Lookup.read(path) if path.exists() else Lookup(kernel, ())
+    if lookup.kernel != kernel:
+        raise ExportError(f"{path}: is the lookup file of {lookup.kernel}, expected one of {kernel} or a new file")
+    for entry in entries:
+        lookup = lookup.with_entry(entry)
+    write(path, json.dumps(lookup.as_json(), indent=1) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

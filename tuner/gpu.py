@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from einsight.kernels.builds import config_of
 from einsight.kernels.resources import Estimate, compile_offline, source_hash
 from einsight.sim.workload import Workload
+from einsight.tuner.benches import BENCHES, FACTORY
 from einsight.tuner.kernel_device import WorkerDevice
-from einsight.tuner.measure_attention import FACTORY, launch_of, request
+from einsight.tuner.problem import Problem
 from einsight.tuner.record import Environment, Status
-from einsight.tuner.space import Problem, SpaceError
+from einsight.tuner.space import SpaceError
 from einsight.tuner.store import Subject
 from einsight.tuner.worker import Attempt, Worker
 
-BENCHES = {"attention": FACTORY}
-"""Kernel and the factory of its bench."""
 BUILD_STATUS = {"compile_failed": Status.COMPILE_FAILED, "timeout": Status.TIMEOUT}
 
 
@@ -48,12 +48,12 @@ def device(problem: Problem, here: Environment, visible: str | None = None) -> I
     if problem.kernel.name not in BENCHES:
         raise SpaceError(f"kernel {problem.kernel.name}: nothing measures it yet, expected one of {', '.join(BENCHES)}")
     workload = written(problem.workload)
-    launch_of(workload)  # refuses what the kernel cannot run before a process is started
+    BENCHES[problem.kernel.name].launch_of(workload)  # refuses what the kernel cannot run before a process is started
     with tempfile.TemporaryDirectory(prefix="einsight-triton-") as cache:
         before = os.environ.get("TRITON_CACHE_DIR")
         os.environ["TRITON_CACHE_DIR"] = cache
         try:
-            with Worker(BENCHES[problem.kernel.name], {"workload": workload}, visible=visible) as worker:
+            with Worker(FACTORY, {"kernel": problem.kernel.name, "workload": workload}, visible=visible) as worker:
                 build = _builder(problem, workload, Path(cache))
                 yield WorkerDevice(
                     problem.space(), subject_of(problem, here.device), worker, here, build, problem.workload.key
@@ -67,9 +67,10 @@ def device(problem: Problem, here: Environment, visible: str | None = None) -> I
 
 def _builder(problem: Problem, workload: Mapping[str, Any], cache: Path) -> Any:
     def build(configuration: Mapping[str, Any]) -> Attempt | Mapping[str, Any]:
-        asked = request(workload, configuration, problem.capability)
-        ((_, built),) = compile_offline([asked], workers=1, triton_cache=cache)
-        return _outcome(built)
+        asked = BENCHES[problem.kernel.name].requests(workload, config_of(configuration), problem.capability)
+        found = {id(request): built for request, built in compile_offline(asked, workers=1, triton_cache=cache)}
+        outcomes = [_outcome(found[id(request)]) for request in asked]
+        return next((o for o in outcomes if isinstance(o, Attempt)), outcomes[0])
 
     return build
 

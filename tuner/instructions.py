@@ -6,17 +6,20 @@ selection and of layout, all of them written down here and none fitted:
 - a sum with a matrix product is the product's accumulator, opened with the other operand: no instruction where that
   operand was just multiplied, one multiplication where it has to be brought to the scale of the product;
 - a sum one of whose operands is an elementwise product is a fused multiply-add: one instruction for both;
-- exp(x - y) is one fused multiply-add (log2 e times x, less y in those units) and one EX2;
+- exp(x - y) is one fused multiply-add (log2 e times x, less y in those units) and one EX2; the sum in sigmoid(x + y) goes
+  into the multiply-add before its EX2 in the same way;
 - a value without key or feature index is held by the four lanes that share a row of an accumulator (PTX ISA, fragments of
   mma.m16n8 and of wgmma): computed in each; a reduction over keys is done in each lane over its quarter, then in two
-  exchanges.
+  exchanges;
+- Triton lays the warps of mma.sync along the columns of a tile that has fewer rows than the output has columns: then the
+  lanes of all warps share a row, and partial reductions go through shared memory to be joined, a lane for each row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil, log2, prod
 
 from einsight.einsum.compose import compose
 from einsight.einsum.counts import Count
@@ -25,10 +28,12 @@ from einsight.einsum.ir import Cascade, Einsum
 from einsight.einsum.library import fragment, load
 from einsight.einsum.resolve import resolve
 from einsight.kernels.catalog import Kernel
+from einsight.kernels.decode_space import COLUMNS_PER_WARP
 from einsight.kernels.spaces import Config, Heads
 from einsight.sim.hardware import Architecture
-from einsight.sim.work import kernels
+from einsight.sim.work import QUERY, kernels
 
+LANES = 32  # of a warp
 LANES_OF_ROW = 4  # that hold one row of an accumulator
 EXCHANGES = 2  # log2 of them
 WARPS_OF_GROUP = 4  # that issue one wgmma together
@@ -53,13 +58,11 @@ def found_mix(loop: Mapping[str, int]) -> LoopMix:
 
 
 def expected_mix(kernel: Kernel, heads: Heads, config: Config, arch: Architecture) -> LoopMix | None:
-    """The mix that the kernel's cascade asks for on tiles of this build; None for tensor memory, whose accumulators lie
-    elsewhere, and for warps that lie along the columns of a tile and so repeat the work on rows."""
-    if arch.instructions not in ("mma.sync", "wgmma") or config.block_m < 16 * config.num_warps:
+    """The mix that the kernel's cascade asks for on tiles of this build; None where `why_unchecked` has a reason."""
+    if why_unchecked(kernel, heads, config, arch):
         return None
-    asynchronous = arch.instructions == "wgmma" and config.block_m >= 64 and config.num_warps % WARPS_OF_GROUP == 0
-    if not asynchronous and config.block_m < heads.tile_f:  # Triton's choice for mma.sync; see `spaces.shared_bytes`
-        return None
+    asynchronous = _asynchronous(config, arch)
+    across = config.num_warps if _along_columns(heads, config, arch) else 1
     cascade = composed(kernel)
     sweep = kernels(cascade, True)[0].sweeps[0]
     einsums = {e.name: e for e in cascade.einsums if e.name in sweep.einsums}
@@ -72,7 +75,7 @@ def expected_mix(kernel: Kernel, heads: Heads, config: Config, arch: Architectur
     special = fp32 = 0.0
     for entry in sweep.share.counts:
         if not entry.matmul:
-            applications = _in_lanes(entry, einsums[entry.einsum], sizes)
+            applications = _in_lanes(entry, einsums[entry.einsum], sizes, across)
             cost = arch.operators[entry.klass]
             special += applications * cost.get("special", 0.0)
             fp32 += applications * cost.get("vector", 0.0) * (not _folded(entry, einsums, products))
@@ -80,9 +83,33 @@ def expected_mix(kernel: Kernel, heads: Heads, config: Config, arch: Architectur
     return LoopMix(tensor, special / threads, fp32 / threads)
 
 
+def why_unchecked(kernel: Kernel, heads: Heads, config: Config, arch: Architecture) -> str:
+    """Why no rule says what the inner loop of this build is made of; "" where one does."""
+    if arch.instructions not in ("mma.sync", "wgmma"):
+        return "accumulators lie in tensor memory"
+    if composed(kernel).rank(QUERY) is None:
+        return "a chunk's decays and masks are made where their operands lie, some of them before the loop"
+    if _along_columns(heads, config, arch):
+        few = min(config.block_n, heads.tile_f) < COLUMNS_PER_WARP * config.num_warps
+    else:
+        few = config.block_m < 16 * config.num_warps
+    if few:
+        return "warps repeat each other's work on too few rows or columns"
+    return ""
+
+
+def _along_columns(heads: Heads, config: Config, arch: Architecture) -> bool:
+    """Whether the warps of mma.sync lie along the columns of a tile; see `spaces.shared_bytes`."""
+    return not _asynchronous(config, arch) and config.block_m < heads.tile_f
+
+
+def _asynchronous(config: Config, arch: Architecture) -> bool:
+    return arch.instructions == "wgmma" and config.block_m >= 64 and config.num_warps % WARPS_OF_GROUP == 0
+
+
 def composed(kernel: Kernel) -> Cascade:
-    """The kernel's cascade with its fragments, without outer ranks, ready to be counted."""
-    base = load(kernel.cascade)
+    """The cascade of the kernel's inner loop with its fragments, without outer ranks, ready to be counted."""
+    base = load(kernel.loop or kernel.cascade)
     pieces = tuple(fragment(name) for name in kernel.fragments)
     return resolve(compose(base, pieces, None, outer=False) if pieces else base)
 
@@ -100,16 +127,16 @@ def _extent(names: Iterable[str], sizes: Mapping[str, int]) -> int:
     return prod(sizes[name.upper()] for name in names)
 
 
-def _in_lanes(entry: Count, einsum: Einsum, sizes: Mapping[str, int]) -> float:
-    """Applications over all lanes of a block, of one entry for one tile."""
-    spread = {"n0", "n", "f"}  # a row's elements along these lie in different lanes
-    if entry.reduces:
-        kept = 1 if einsum.output_variables & spread else LANES_OF_ROW
-        rows = sizes["M"]
-        along = _extent(entry.reduces, sizes)
-        return rows * (along - kept + kept * EXCHANGES) if kept > 1 else float(entry.formula.evaluate(sizes))
+def _in_lanes(entry: Count, einsum: Einsum, sizes: Mapping[str, int], across: int) -> float:
+    """Applications over all lanes of a block, of one entry for one tile. `across`: warps that share a row."""
     number = float(entry.formula.evaluate(sizes))
-    return number if einsum.output_variables & spread else number * LANES_OF_ROW
+    if einsum.output_variables & {"n0", "n", "f"}:  # a row's elements along these lie in different lanes
+        return number
+    kept, rows = LANES_OF_ROW * across, sizes["M"]
+    if not entry.reduces:
+        return number * kept
+    joined = max(LANES * across, rows * across) * log2(across)  # every lane of every warp takes part
+    return rows * (_extent(entry.reduces, sizes) - kept + kept * EXCHANGES) + joined
 
 
 def _folded(entry: Count, einsums: Mapping[str, Einsum], products: set[str]) -> bool:
@@ -118,8 +145,8 @@ def _folded(entry: Count, einsums: Mapping[str, Einsum], products: set[str]) -> 
     root = einsum.expression
     if entry.reduces:
         return False
-    if entry.klass == "sub":
-        return isinstance(root, Apply) and root.op == "exp"
+    if entry.klass in ("add", "sub") and isinstance(root, Apply) and root.op in ("exp", "sigmoid"):
+        return True
     if entry.klass == "add":  # the accumulator of a product, opened with what was just multiplied
         others = _operands(root) - products
         return bool(_operands(root) & products) and any(n in einsums and _is(einsums[n].expression, "*") for n in others)

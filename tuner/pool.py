@@ -70,7 +70,7 @@ class Pool:
         self.expected_gain = np.inf
 
     def _first_batch(self, coordinates: Floats, random: np.random.Generator) -> list[int]:
-        count = min(self.size, FIRST, max(FEWEST, self.size // 10))
+        count = first_count(self.size)
         if self._prior is None:
             return [int(r) for r in random.choice(self.size, count, replace=False)]
         return spread_order(coordinates, self._prior, count)
@@ -171,10 +171,15 @@ class Pool:
         return gain
 
 
-def spread_order(coordinates: Floats, prior: Floats, count: int) -> list[int]:
+def first_count(size: int) -> int:
+    """Measurements before the model is asked."""
+    return min(size, FIRST, max(FEWEST, size // 10))
+
+
+def spread_order(coordinates: Floats, prior: Floats, count: int, most_alike: int = ALIKE) -> list[int]:
     """`count` rows in the order of the prior (log time); of those it cannot tell apart, the one farthest from the chosen.
 
-    A row is passed over where `ALIKE` chosen ones differ from it in a single parameter.
+    A row is passed over where `most_alike` chosen ones differ from it in a single parameter.
     """
     order = np.argsort(prior, kind="stable")
     chosen: list[int] = []
@@ -187,7 +192,7 @@ def spread_order(coordinates: Floats, prior: Floats, count: int) -> list[int]:
         chosen.append(row)
         gap = np.minimum(gap, np.linalg.norm(coordinates - coordinates[row], axis=1))
         alike += np.count_nonzero(coordinates != coordinates[row], axis=1) <= 1
-        left = left[(alike[left] < ALIKE) & (left != row)]
+        left = left[(alike[left] < most_alike) & (left != row)]
     return chosen
 
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from einsight.kernels.builds import config_of
 from einsight.kernels.catalog import KERNELS
-from einsight.kernels.resources import Estimate, closed_form
-from einsight.kernels.spaces import Config, accumulators_per_thread
+from einsight.kernels.spaces import Config
 from einsight.sim.additions import additions_from
-from einsight.sim.family import load_family
 from einsight.sim.hardware import Gpu, find_device, load_hardware
-from einsight.sim.mapping import Mapping as TileMapping
-from einsight.sim.mapping import Resources
 from einsight.sim.mask import mask_from
-from einsight.sim.predict import estimate_of
 from einsight.sim.workload import Workload
+from einsight.tuner.problem import Problem, problem_of
 from einsight.tuner.recorded import Recorded
-from einsight.tuner.space import Problem, Space
+from einsight.tuner.space import Space
 
 Floats = NDArray[np.float64]
 
-FAMILY = "triton"  # how the model believes our Triton kernels run
-BOOKKEEPING_REGISTERS = 40  # addresses, row statistics and loop state of a thread, beside the accumulators
 NOISE_SEED = 1_000_003  # the noise of a synthetic prior is drawn apart from the sampler's own
 
 
@@ -58,34 +53,18 @@ def other_device(recorded: Recorded, space: Space) -> Floats:
     return logs
 
 
-def mapping_of(problem: Problem, config: Config) -> tuple[TileMapping, Resources]:
-    """How the simulator sees one build: its tiles, and how many blocks an SM holds."""
-    known = closed_form(problem.heads, config, problem.capability)
-    registers = min(
-        problem.limits.registers_per_thread, accumulators_per_thread(problem.heads, config) + BOOKKEEPING_REGISTERS
-    )
-    resources = Resources(registers, known.shared_bytes or 0, config.num_warps, tmem_columns=known.tmem_columns or 0)
-    return TileMapping(config.block_m, config.block_n, blocks_per_sm=_blocks(problem, known, registers)), resources
-
-
-def _blocks(problem: Problem, known: Estimate, registers: int) -> int:
-    threads = 32 * (known.warps or 1)
-    return max(1, min(known.blocks_per_sm or 1, problem.limits.registers // (registers * threads)))
-
-
 def simulated(problem: Problem, gpu: Gpu, configs: Sequence[Config] | None = None) -> Floats:
     """Log of the simulator's time for every configuration given, or of the problem's space, in its order.
 
-    Configurations that differ only in what the model does not see (stages, where they change no occupancy) tie.
+    Configurations that the model cannot tell apart (`Problem.seen`) tie.
     """
-    family = load_family(FAMILY)
-    times: dict[TileMapping, float] = {}
+    times: dict[Hashable, float] = {}
     logs = []
     for config in problem.configurations() if configs is None else configs:
-        mapping, _ = mapping_of(problem, config)
-        if mapping not in times:
-            times[mapping] = float(estimate_of(problem.workload, gpu, family, mapping).time_s[0])
-        logs.append(np.log(times[mapping]))
+        seen = problem.seen(config, gpu)
+        if seen not in times:
+            times[seen] = problem.seconds(seen, gpu)
+        logs.append(np.log(times[seen]))
     return np.array(logs)
 
 
@@ -106,5 +85,5 @@ def of_record(recorded: Recorded) -> Floats:
     except (KeyError, ValueError) as error:
         raise PriorError(f"--prior simulator: {recorded.name}: {error}") from None
     major, _, minor = gpu.architecture.compute_capability.partition(".")
-    problem = Problem(KERNELS[recorded.kernel], workload, 10 * int(major) + int(minor))
-    return simulated(problem, gpu, [Config(**recorded.space.configuration(r)) for r in range(len(recorded.space))])
+    problem = problem_of(KERNELS[recorded.kernel], workload, 10 * int(major) + int(minor))
+    return simulated(problem, gpu, [config_of(recorded.space.configuration(r)) for r in range(len(recorded.space))])

@@ -16,6 +16,7 @@ from einsight.kernels.spaces import (
     Config,
     Heads,
     accumulators_per_thread,
+    matrix_instruction,
     parse_config,
 )
 from einsight.kernels.table import lookup, representative
@@ -25,7 +26,11 @@ from einsight.tuner.instructions import LoopMix, expected_mix, found_mix
 from einsight.tuner.space import ELEMENT_BYTES
 
 SOURCES = ("compiled", "table", "closed_form")
-BOOKKEEPING_REGISTERS = 40  # of a thread beside its accumulators, where nothing was compiled
+COMPILER_ONLY = "what a build of this kernel occupies is known from a compiler only: install torch and triton"
+AT_MOST = "registers and spills are known from a compiler only: blocks_per_sm is at most this"
+BESIDE_ACCUMULATORS = {"mma.sync": 120, "wgmma": 88, "tcgen05": 88}
+"""Registers of a thread beside its accumulators where nothing was compiled, by the tensor-core instruction: operands,
+addresses, row statistics. Middle values of the builds in the shipped table that neither spill nor reach the limit."""
 FP32_TOLERANCE = 0.10  # of the fp32 operations in the loop: address arithmetic and row statistics are not all counted
 
 
@@ -68,16 +73,23 @@ class Build:
                 return found
             if source == "table":
                 raise ResourceError(f"--source table: no entry for {self.kernel.name} {self.config} on sm_{self.capability}")
-        return closed_form(self.heads, self.config, self.capability, self.kernel.excluded)
+        if not self.kernel.closed:
+            return Estimate(OK, COMPILER_ONLY, "closed_form", warps=self.config.num_warps)
+        found = closed_form(self.heads, self.config, self.capability, self.kernel.excluded)
+        return found if found.reason else replace(found, reason=AT_MOST)
 
     def resources(self, estimate: Estimate) -> Resources:
         """As the simulator takes them; registers that are not known are accumulators and bookkeeping."""
         limit = LIMITS[self.capability].registers_per_thread
-        guessed = min(limit, accumulators_per_thread(self.heads, self.config) + BOOKKEEPING_REGISTERS)
+        guessed = min(limit, accumulators_per_thread(self.heads, self.config) + self.beside)
         return Resources(
             estimate.registers or guessed, estimate.shared_bytes or 0, estimate.warps or self.config.num_warps,
             estimate.spill_bytes or 0, estimate.tmem_columns or 0, estimate.source,
         )  # fmt: skip
+
+    @property
+    def beside(self) -> int:
+        return BESIDE_ACCUMULATORS[matrix_instruction(self.config, self.capability)]
 
     def mapping(self, estimate: Estimate) -> Mapping:
         """Tiles and resident blocks of this build. Raises ResourceError for a build that cannot run."""

@@ -12,10 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from einsight.kernels.catalog import Kernel
-from einsight.kernels.spaces import LIMITS, Config, Heads, Limits, configurations, excluded, parse_config
-from einsight.sim.workload import Workload
-
 Configuration = Mapping[str, Any]
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -118,56 +114,3 @@ def enumerated(name: str, configurations: Iterable[Configuration]) -> Space:
 def _ordered(values: set[Any]) -> tuple[Any, ...]:
     numbers = all(isinstance(v, int | float) for v in values)
     return tuple(sorted(values) if numbers else sorted(values, key=str))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One kernel on one workload and one compute capability: what decides which configurations are valid."""
-
-    kernel: Kernel
-    workload: Workload
-    capability: int
-
-    def __post_init__(self) -> None:
-        if self.workload.dtype not in ELEMENT_BYTES:
-            raise SpaceError(f"dtype: got {self.workload.dtype}, kernel {self.kernel.name} takes {', '.join(ELEMENT_BYTES)}")
-        if self.capability not in LIMITS:
-            raise SpaceError(f"compute capability {self.capability}: limits known for {', '.join(map(str, LIMITS))}")
-
-    @property
-    def heads(self) -> Heads:
-        sizes = self.workload.sizes
-        rank = max((int(dict(added.parameters).get("r", 0)) for added in self.workload.bias), default=0)
-        return Heads(sizes["e"], sizes["f"], ELEMENT_BYTES[self.workload.dtype], rank)
-
-    @property
-    def limits(self) -> Limits:
-        return LIMITS[self.capability]
-
-    @property
-    def rows(self) -> int:
-        return self.workload.sizes["m"]
-
-    def configurations(self) -> tuple[Config, ...]:
-        """Every valid configuration, in the order of the kernel's own space."""
-        return configurations(self.heads, self.limits, self.rows, self.kernel.space)
-
-    def space(self) -> Space:
-        found = [{name: getattr(c, name) for name in Config.__slots__} for c in self.configurations()]
-        if not found:
-            raise SpaceError(f"{self.workload.name}: no configuration of {self.kernel.name} is valid here")
-        return enumerated(self.kernel.name, found)
-
-    def why_excluded(self, text: str) -> str:
-        """Why the configuration written as `BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2` is out; "" when it is in."""
-        try:
-            config = parse_config(text)
-        except ValueError as error:
-            raise SpaceError(str(error)) from None
-        if reason := excluded(self.heads, config, self.limits, self.rows):
-            return reason
-        for name in Config.__slots__:
-            value, offered = getattr(config, name), getattr(self.kernel.space, name)
-            if value not in offered:
-                return f"{name} = {value} is not among the values searched: {', '.join(map(str, offered))}"
-        return ""

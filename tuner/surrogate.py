@@ -94,7 +94,7 @@ class Surrogate:
             made.solve(begin, y)
             work += n * (n + PER_KERNEL_VALUE) * COLUMNS
         self._theta, self._rows, self._y = theta, [int(r) for r in rows], [float(v) for v in y]
-        self._signal, self._own, self._scaled = made.signal, made.own, made.scaled
+        self._signal, self._own, self._scaled, self._norms = made.signal, made.own, made.scaled, made.norms
         self._half, self._solved = made.half, made.solved
         self.mean, self.variance = made.mean, np.maximum(made.signal - made.explained, JITTER) + made.own
 
@@ -103,7 +103,8 @@ class Surrogate:
         n = len(self._rows)
         known = self._half[:n, row]
         own = self._own_root(known)
-        kernel = self._signal * _matern(_distances(self._scaled, self._scaled[row : row + 1])[:, 0])
+        one = slice(row, row + 1)
+        kernel = self._signal * _matern(_distances(self._scaled, self._scaled[one], self._norms, self._norms[one])[:, 0])
         self._half[n] = (kernel - known @ self._half[:n]) / own
         weight = 0.0 if y is None else (y - float(self._solved[:n] @ known)) / own
         self._solved[n] = weight
@@ -181,7 +182,9 @@ class _Posterior:
         n, dimensions = len(rows), coordinates.shape[1]
         self.signal, self.own = (float(v) for v in np.exp(theta[dimensions:]))
         self.scaled = coordinates * np.exp(-theta[:dimensions])
-        covariance = self.signal * _matern(_distances(self.scaled[rows], self.scaled[rows]))
+        self.norms = (self.scaled * self.scaled).sum(1)
+        own, norms = self.scaled[rows], self.norms[rows]
+        covariance = self.signal * _matern(_distances(own, own, norms, norms))
         covariance[np.diag_indices(n)] += self.own + JITTER * self.signal
         self._rows, self._factor = rows, np.linalg.cholesky(covariance)
         self.half = np.empty((n + room, len(coordinates)))
@@ -193,7 +196,8 @@ class _Posterior:
         n, part = len(self._rows), slice(begin, begin + COLUMNS)
         if begin == 0:
             self.solved[:n] = blas.dtrsv(self._factor.T, y, lower=0, trans=1)
-        cross = self.signal * _matern(_distances(self.scaled[self._rows], self.scaled[part]))
+        own = self.scaled[self._rows]
+        cross = self.signal * _matern(_distances(own, self.scaled[part], self.norms[self._rows], self.norms[part]))
         # The transposed equations, X' L' = K', in the transposed order of memory: nothing is copied.
         half = blas.dtrsm(1.0, self._factor.T, cross.T, side=1, lower=0, overwrite_b=1).T
         self.half[:n, part] = half
@@ -201,11 +205,12 @@ class _Posterior:
         self.explained[part] = np.einsum("ij,ij->j", half, half)
 
 
-def _distances(a: Floats, b: Floats) -> Floats:
+def _distances(a: Floats, b: Floats, norms_a: Floats, norms_b: Floats) -> Floats:
+    """[len(a), len(b)], from the squared norms of the rows as well."""
     squared = a @ b.T
     squared *= -2
-    squared += (a * a).sum(1)[:, None]
-    squared += (b * b).sum(1)
+    squared += norms_a[:, None]
+    squared += norms_b
     np.maximum(squared, 0.0, out=squared)
     distances: Floats = np.sqrt(squared, out=squared)
     return distances

@@ -21,6 +21,7 @@ PATIENCE = 3  # proposals in a row that promise less than the noise end the sear
 RECLAIM_EVERY_S = 1.0  # how often the study is searched for what dead workers left
 FINALISTS = 4  # at most this many are raced, if they are within FINALISTS_WITHIN of the best
 FINALISTS_WITHIN = 0.03
+INTERRUPTED = "interrupted"
 
 
 class Device(Protocol):
@@ -109,7 +110,7 @@ def tune(
         for measured in outcome.raced:
             store.add(measured)
     except KeyboardInterrupt:
-        outcome.why = "interrupted"
+        outcome.why = INTERRUPTED
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         for asked in queue.values():
@@ -149,9 +150,7 @@ def _loop(
                 ended = "the budget is spent"
             elif (asked := search.ask()) is None:
                 ended = "every configuration is measured"
-            elif search.surplus(asked, budget):
-                continue
-            elif _known_meanwhile(search, store, asked, outcome):
+            elif search.surplus(asked, budget) or _known_meanwhile(search, store, asked, outcome):
                 continue
             else:
                 queue[threads.submit(device.prepare, asked.row)] = asked

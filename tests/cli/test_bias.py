@@ -136,6 +136,23 @@ def test_error_of_the_output_as_the_goal(einsight: Einsight, files: Path) -> Non
     assert all(a < b for a, b in zip(loose["rank"], tight["rank"], strict=True))
 
 
+def test_a_verdict_names_the_head_whose_output_suffers(einsight: Einsight, files: Path) -> None:
+    words = ("bias", "--table", str(files / "swin.npy"), "--window", "12x12")
+    loose, tight = einsight(*words, "--energy", "0.9"), einsight(*words, "--output-error", "0.01")
+    errors = einsight(*words, "--energy", "0.9", "--json").json["error"]["output"]
+    worst = max(range(len(errors)), key=errors.__getitem__)
+    assert errors[worst] > 0.05
+    assert f"head {worst}: at this rank the attention output is off by" in loose.out.replace("\n", " ")
+    assert "is off by" not in tight.out
+
+
+def test_an_array_has_times_and_a_tile_loop_of_its_rows(einsight: Einsight) -> None:
+    words = ("bias", "--kind", "alibi", "--heads", "8", "--seq", "2048", "--target", "fusemax")
+    ran = einsight(*words)
+    assert ran.code == 0 and "tile loop of" in ran.out and "theorem" not in ran.out
+    assert einsight(*words, "--json").json["traffic"]["fusemax"]["tile_loop"]["block_m"] > 0
+
+
 def test_what_is_not_useful_is_said_with_its_curve(einsight: Einsight, files: Path) -> None:
     ran = einsight("bias", "--table", str(files / "noise.npy"), "--window", "24x24", "--target", "h100-sxm", "--batch", "64")
     assert "is not useful" in ran.out and "keep the matrix" in ran.out and "99.5 %" in ran.out
@@ -153,7 +170,8 @@ def test_what_is_not_useful_is_said_with_its_curve(einsight: Einsight, files: Pa
         (("--kind", "alibi", "--heads", "2", "--seq", "64", "--output-error", "-1"), "above 0"),
         (("--kind", "alibi", "--heads", "2", "--seq", "64", "--shared", "all"), "--shared"),
         (("--kind", "alibi", "--heads", "2", "--seq", "64", "--target", "h100"), "h100-sxm"),
-        (("--kind", "alibi", "--heads", "2", "--seq", "64", "--cascade", "linear"), "score"),
+        (("--kind", "alibi", "--heads", "2", "--seq", "64", "--cascade", "linear"), "no score to add a bias to"),
+        (("--kind", "alibi", "--heads", "2", "--seq", "64", "--cascade", "backward"), "computes gradients"),
         (("--kind", "alibi", "--heads", "2", "--seq", "64", "--plot", "x.svg"), "neither"),
         (("--kind", "polynomial", "--seq", "64", "--power", "0"), "power"),
         (("--kind", "distance", "--seq", "64", "--dims", "0"), "--dims"),

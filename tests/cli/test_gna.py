@@ -57,6 +57,18 @@ def test_one_number_stands_for_every_dimension(einsight: Einsight) -> None:
     assert short == long
 
 
+def test_element_types_by_nattens_names(einsight: Einsight) -> None:
+    words = (*VIDEO, "--target", "b200", "--json")
+    eight, sixteen = (einsight(*words, "--dtype", name).json["time_s"] for name in ("e4m3", "bf16"))
+    assert eight < sixteen == einsight(*words, "--dtype", "bfloat16").json["time_s"]
+
+
+def test_natten_rule_is_about_static_tiles(einsight: Einsight) -> None:
+    words = ("gna", "-i", "64x64", "-w", "16x16", "-s", "8x8", "--q-tile", "8x8", "--kv-tile", "8x8", "--json")
+    assert einsight(*words, "--tiling", "dynamic").json["natten_fully_block_sparse"] is None
+    assert einsight(*words, "--tiling", "static").json["natten_fully_block_sparse"] in (True, False)
+
+
 def test_causal_in_all_or_some_dimensions(einsight: Einsight) -> None:
     grid = ("gna", "-i", "48x64", "-w", "24x24", "--q-tile", "8x8", "--kv-tile", "8x8", "--json")
     assert einsight(*grid, "--causal").json["total_kv_tiles"] == 468  # NATTEN's own block mask
@@ -112,7 +124,11 @@ REFUSED = [
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm:blackwell-fna"), "a kernel that runs on wgmma"),
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm:nobody"), "hopper-fna"),
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--dtype", "fp8_e4m3"), "natten_hopper covers"),
-    (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--head-dim", "512"), "at most 256"),
+    (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--head-dim", "512"), "32, 64, 128, 256"),
+    (("gna", "-i", "64", "-w", "8", "--target", "b200", "--head-dim", "20"), "built for: 8, 16, ... 128"),
+    (("gna", "-i", "4000000000", "--q-tile", "1", "--kv-tile", "1"), "at most 2^62 pairs"),
+    (("gna", "-i", "4000000000", "-w", "64", "--q-tile", "1", "--kv-tile", "1"), "more than 2^62 tiles"),
+    (("gna", "-i", "9" * 40, "-w", "5"), "at most 2^62 pairs"),
     (("gna", "-i", "64", "-w", "8", "--share", "2"), "from 0 to 1"),
     (("gna", "-i", "64", "-w", "8", "--sweep", "tiles", "--target", "h100-sxm"), "strides or windows"),
     (("gna", "-i", "64", "-w", "8", "--sweep", "strides"), "expected one --target"),

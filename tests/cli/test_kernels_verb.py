@@ -43,6 +43,34 @@ def test_a_build_has_the_promised_fields(capsys: pytest.CaptureFixture[str], sou
         assert found["instructions"]["agree"] and found["instructions"]["expected"]["tensor"] == 12
 
 
+KEYS = {"registers", "spill_bytes", "shared_bytes", "tmem_columns", "blocks_per_sm", "status", "reason", "source"}
+
+
+@pytest.mark.parametrize("target", ["a100-sxm-80gb", "l40s", "h100-sxm", "b200", "rtx-pro-6000"])
+@pytest.mark.parametrize("kernel", sorted(KERNELS))
+def test_the_default_build_of_every_kernel_is_known(capsys: pytest.CaptureFixture[str], kernel: str, target: str) -> None:
+    config = str(KERNELS[kernel].default(128, 128))
+    found = ask(capsys, kernel, "--config", config, "--target", target, "--source", "table")
+    assert isinstance(found, dict) and set(found) >= KEYS
+    assert found["status"] == "ok" and found["source"] == "table", found
+    assert 0 < found["registers"] <= 255 and found["shared_bytes"] > 0 and found["blocks_per_sm"] >= 1
+    assert found["instructions"] is None or found["instructions"]["agree"]
+
+
+@pytest.mark.parametrize("kernel", sorted(KERNELS))
+def test_without_a_compiler_and_without_an_entry_it_says_what_is_not_known(
+    capsys: pytest.CaptureFixture[str], kernel: str
+) -> None:
+    config = str(KERNELS[kernel].default(64, 128))
+    words = (kernel, "--config", config, "--target", "h100-sxm", "--head-dim", "64", "--value-dim", "128")
+    found = ask(capsys, *words, "--source", "closed_form")
+    assert isinstance(found, dict) and set(found) >= KEYS
+    assert found["registers"] is None and found["spill_bytes"] is None and "from a compiler only" in found["reason"]
+    assert (found["shared_bytes"] is not None) == KERNELS[kernel].closed == (found["blocks_per_sm"] is not None)
+    assert main(["kernels", *words, "--source", "table"]) == 2
+    assert f"no entry for {kernel}" in capsys.readouterr().err
+
+
 def test_silent_failures_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         ("BLOCK_M=128,BLOCK_N=128,num_warps=8,num_stages=4", "h100-sxm"): ("shared_memory", "294912"),
@@ -60,6 +88,10 @@ def test_silent_failures_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     (["attn"], "expected one of: attention"),
     (["attention", "--config", "BLOCK_M=96,BLOCK_N=64,num_warps=8,num_stages=2"], "block_m is 96"),
     (["attention", "--config", "BLOCK_M=64"], "missing"),
+    (["attention", "--config", "BLOCK_K=64"], "expected BLOCK_M, BLOCK_N, num_warps, num_stages, each once"),
+    (["attention", "--config", ""], "expected NAME=INTEGER"),
+    (["attention", "--config", BUILD.replace("num_warps=8", "num_warps=64")], "num_warps is 64"),
+    (["attention", "--config", BUILD.replace("num_stages=2", "num_stages=0")], "num_stages is 0"),
     (["attention", "--target", "mi300x"], "compute capability is gfx942"),
     (["attention", "--target", "fusemax"], "expected a GPU"),
     (["attention", "--rank", "4"], "no bias factors"),

@@ -56,6 +56,13 @@ def test_sizes_and_arrays_that_no_table_has(einsight: Einsight) -> None:
     assert float(row["latency_s"]) == pytest.approx((max((e + 1) * u, (e + 1) * u + a) + 9 * u + e * u) / 940e6, rel=1e-12)
 
 
+def test_attention_on_an_array_whose_buffer_is_too_small_for_the_layers(einsight: Einsight) -> None:
+    words = ("reproduce", "fusemax", "--seq", "8K", "--head-dim", "96", "--array", "edge-32", "--design", "binding")
+    assert len(einsight(*words, "--csv").out.splitlines()) == 5
+    refused = einsight(*words, "--csv", "--end-to-end")
+    assert refused.code == 2 and "FFN2 needs" in refused.err
+
+
 def test_published_values_stand_beside_ours(einsight: Einsight, tmp_path: Path) -> None:
     table = "model,seq_len,traffic,latency,energy,util_2d,util_1d\nBERT,1K,{},0.002013140425531915,1950645149855.2659,{}\n"
     good, bad = tmp_path / "good", tmp_path / "bad"

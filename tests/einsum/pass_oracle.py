@@ -178,4 +178,6 @@ def _value(node: Expression, at: Mapping[str, int]) -> int:
         return at[node.name]
     assert isinstance(node, Apply)
     left, right = (_value(a, at) for a in node.args)
+    if node.op in ("floordiv", "%"):
+        return left // right if node.op == "floordiv" else left % right
     return {"+": left + right, "-": left - right, "*": left * right}[node.op]

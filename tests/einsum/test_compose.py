@@ -191,7 +191,8 @@ def test_the_table_of_what_is_legal(base: str) -> None:
         wants_score = any(n != "sink" for n in case.fragments)
         legal = True
         if wants_score:
-            legal &= (host.computes, "score") in LEGAL
+            legal &= (host.computes, "score") in LEGAL or host.mark("slope") is not None
+            legal &= host.mark("slope") is None or not {"softcap", "low_rank_scale"} & set(case.fragments)
         if case.sink:
             legal &= host.computes == "softmax_attention" and host.stable and base != "flash1"
         try:
@@ -210,6 +211,8 @@ def test_the_table_of_what_is_legal(base: str) -> None:
         ("sigmoid", "sink", r"sigmoid marks no denominator .* fragment sink extends it"),
         ("naive", "sink", r"naive marks no maximum .* fragment sink reads it"),
         ("flash1", "sink", r"flash1 marks no denominator"),
+        ("backward", "softcap", r"backward computes gradients, and fragment softcap does more than add to the score"),
+        ("backward", "low_rank_scale", r"its own derivative would be missing; write it into a cascade of its own"),
     ],
 )
 def test_illegal_compositions_say_why(base: str, part: str, reason: str) -> None:

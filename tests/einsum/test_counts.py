@@ -21,7 +21,7 @@ from einsight.einsum.parse import parse
 from einsight.einsum.resolve import bind, required_sizes
 
 B, G, J, M, N, N1, E, F = (single(s) for s in ("B", "G", "J", "M", "N", "N1", "E", "F"))
-SIZES = {"m": 6, "n": 16, "e": 5, "f": 7, "n0": 4}
+SIZES = {"m": 6, "n": 16, "e": 5, "f": 7, "r": 3, "n0": 4}
 
 
 def op(name: str, *args: Expression) -> Apply:

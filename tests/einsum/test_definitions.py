@@ -11,7 +11,7 @@ from einsight.einsum.library import listing, load
 from einsight.einsum.parse import parse
 from einsight.einsum.resolve import bind, required_sizes
 
-SIZES = {"M": 5, "N": 12, "E": 3, "F": 4, "N0": 5}
+SIZES = {"M": 5, "N": 12, "E": 3, "F": 4, "R": 2, "N0": 5}
 
 
 @pytest.mark.parametrize("cascade", listing(), ids=lambda c: c.name)
@@ -33,6 +33,28 @@ def test_definitions_row_by_row() -> None:
         assert np.allclose(DEFINITIONS[word][0](Q, K, V), expected, rtol=1e-13)
     expected = [sum(v / (1 + np.exp(-(q @ k) + 2)) for k, v in zip(K, V, strict=True)) for q in Q]
     assert np.allclose(DEFINITIONS["sigmoid_attention"][0](Q, K, V, BIAS=np.array(-2.0)), expected, rtol=1e-13)
+
+
+def test_recurrences_pair_by_pair() -> None:
+    """Every query sums over the keys up to its own position, each pair decayed by what lies between the two."""
+    rng = np.random.default_rng(2)
+    Q, K, V = (rng.standard_normal(shape) for shape in ((5, 3), (5, 3), (5, 2)))
+    logs = -np.abs(rng.standard_normal((5, 3)))
+    for word, gates in (("decayed_linear_attention", np.full((5, 3), -0.3)), ("gated_linear_attention", logs)):
+        expected = [
+            sum((Q[t] * np.exp(gates[s + 1 : t + 1].sum(0))) @ K[s] * V[s] for s in range(t + 1)) for t in range(5)
+        ]
+        how = {"LD": np.array(-0.3)} if word.startswith("decayed") else {"LA": gates}
+        assert np.allclose(DEFINITIONS[word][0](Q, K, V, **how), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["lightning", "gla"])
+@pytest.mark.parametrize("chunk", [1, 4, 5, 12])
+def test_the_chunk_changes_nothing(name: str, chunk: int) -> None:
+    """Whole chunks, a ragged last one, one chunk, chunks of one position."""
+    cascade = load(name)
+    error = largest_error(cascade, bind(cascade, {"N": 12, "E": 3, "F": 4, "N0": chunk}))
+    assert error is not None and error < 1e-14
 
 
 def test_no_error_where_there_is_nothing_to_compare_with() -> None:

@@ -72,6 +72,8 @@ BAD = [
         "inside the rank", "Add `where n+1 < N`"),
     Bad("index below", body("Z[m] = Q[m,e] * K[«n-1»,e]"), "reaches -1 (valid: 0..N - 1) at n=0", hint="Add `where n-1 >= 0`"),
     Bad("index far above", body("Z[m] = Q[m,e] * K[«n+N»,e]"), "reaches 2*N - 1"),
+    Bad("division by zero", body("Z[m] = Q[m,e] * K[n%«0»,e]"), "`%` by zero", "a divisor that is not 0"),
+    Bad("division by nothing", body("Z[m] = Q[m,e] * K[n,e] where floordiv(n, «m-m») == 0"), "`floordiv` by zero"),
     Bad("size as index", body("Z[m] = Q[m,e] * K[«N»,e]"), "the index N of K reaches N"),
     Bad("data as index", body("Z[m] = Q[m,e] * K[«Q[m,e]»,e]"), "an index cannot read the tensor Q"),
     Bad("division in index", body("Z[m] = Q[m,e] * K[«n/2»,e]"), "`/` cannot stand in an index", hint="floordiv(a, b)"),

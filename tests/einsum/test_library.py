@@ -19,8 +19,9 @@ FILES = sorted(FOLDER.rglob("*.casc"))
 
 def test_what_is_shipped() -> None:
     assert names() == (
-        "flash1", "linear", "naive", "naive_deferred", "one_pass", "sigmoid", "split_kv", "stable", "stable_deferred",
-        "two_pass",
+        "backward", "backward_dense_bias", "backward_low_rank", "flash1", "gla", "lightning", "linear", "naive",
+        "naive_deferred", "one_pass", "sigmoid", "split_kv", "stable",
+        "stable_deferred", "two_pass",
     )  # fmt: skip
     assert fragments() == (
         "alibi", "dense_bias", "dense_bias_by_batch", "dense_bias_shared", "dense_bias_unshared", "distance", "low_rank",
@@ -60,16 +61,22 @@ def test_roles_that_masks_and_fragments_can_take() -> None:
         "flash1": {"score", "maximum"},  # divided in every step: nothing left to extend
         "sigmoid": {"score"},
         "linear": set(),
+        "lightning": set(),  # a score within a chunk only: what lies before it has become a state
+        "gla": set(),
+        "backward": {"score", "slope"},
+        "backward_dense_bias": {"score", "slope"},
+        "backward_low_rank": {"score", "slope"},
     }
 
 
 def test_a_cascade_is_stable_when_it_subtracts_a_maximum_or_needs_none() -> None:
-    assert {c.name for c in listing() if not c.stable} == {"naive", "naive_deferred"}
+    """gla divides keys by a product of gates, which may be as small as they like."""
+    assert {c.name for c in listing() if not c.stable} == {"naive", "naive_deferred", "gla"}
 
 
 def needed_lines() -> list[tuple[str, int, str]]:
     """Every line of the library but those that only inform or offer a role."""
-    free = ("computes", "paper", "stable", "score", "denominator", "maximum")
+    free = ("computes", "paper", "stable", "score", "denominator", "maximum", "slope")
     return [
         (path.stem, number, str(path))
         for path in FILES
@@ -102,7 +109,7 @@ def test_a_path_of_ones_own_may_have_any_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("read", "name", "says"),
     [
-        (load, "onepass", "there is no such cascade.*\n.*expected: flash1, linear.*\n.*Did you mean one_pass?"),
+        (load, "onepass", "there is no such cascade.*\n.*expected: .*flash1, gla.*\n.*Did you mean one_pass?"),
         (load, "qqq", "named by its path, such as my_cascade.casc"),
         (fragment, "alibbi", "there is no such fragment.*\n.*\n.*Did you mean alibi?"),
         (load, "absent.casc", "cannot be read"),

@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra `gpu`
 pytest.importorskip("triton", reason="triton is not installed (extra `gpu`)")
 
 from einsight.kernels import references  # noqa: E402
-from einsight.kernels.attention import attention  # noqa: E402
-from einsight.kernels.attention_backward import Setting, attention_backward  # noqa: E402
+from einsight.kernels.attention import attention, attention_packed  # noqa: E402
+from einsight.kernels.attention_backward import Setting, attention_backward, attention_packed_backward  # noqa: E402
 from einsight.kernels.band import band  # noqa: E402
 from einsight.kernels.spaces import Config, default_backward_config  # noqa: E402
 
@@ -158,3 +158,59 @@ def test_no_keys_and_no_queries(device: str) -> None:
         out, lse = attention(q, k, v)
         dq, dk, dv, _ = attention_backward(dout, q, k, v, out, lse, Setting(band(), 1.0))
         assert all((g == 0).all() for g in (dq, dk, dv)) and dk.shape == k.shape
+
+
+@pytest.mark.parametrize(("mask", "dtype"), [({"causal": True}, BRAIN), ({"window": (150, 30)}, HALF)], ids=str)
+def test_packed_sequences_against_each_alone(device: str, mask: dict[str, Any], dtype: Any) -> None:
+    """Lengths 63, 0, 200 and 1000 of queries beside 200, 63, 63 and 1000 of keys, judged sequence by sequence."""
+    make = torch.Generator().manual_seed(0)
+    rows, keys = [0, 63, 63, 263, 1263], [0, 200, 263, 326, 1326]
+    T, S, H, G = rows[-1], keys[-1], 2, 1
+    q, k, v, dout = (torch.randn(*s, generator=make).to(dtype).to(device)
+                     for s in ((T, H, 32), (S, G, 32), (S, G, 40), (T, H, 40)))  # fmt: skip
+    dlse = torch.randn(H, T, generator=make).to(device)
+    sink = torch.tensor([0.5, 3.0], device=device)
+    bounds = tuple(torch.tensor(b, dtype=torch.int32, device=device) for b in (rows, keys))
+    large = Config(128, 128, 8, 2)
+    out, lse = attention_packed(q, k, v, *bounds, 1000, 1000, sink=sink, config=large, **mask)
+    setting = Setting(band(**mask), 32**-0.5, None, *bounds, T)
+    dq, dk, dv, dsink = attention_packed_backward(
+        dout, q, k, v, out, lse, 1000, 1000, setting, dlse=dlse, sink=sink, config=large
+    )
+    total = torch.zeros(2, 2, dtype=torch.float64)  # the sink's gradient, exact and plain
+    for b in range(4):
+        part, of_keys = slice(rows[b], rows[b + 1]), slice(keys[b], keys[b + 1])
+        if part.stop == part.start:
+            continue
+        one = [x[at].transpose(0, 1)[None] for x, at in ((q, part), (k, of_keys), (v, of_keys), (dout, part))]
+        told = {"band": band(**mask), "dlse": dlse[None, :, part], "sink": sink}
+        exact, plain = (autograd(*one, kind, **told) for kind in (torch.float64, dtype))
+        total += torch.stack([exact[3].double().cpu(), plain[3].double().cpu()])
+        got = (dq[part], dk[of_keys], dv[of_keys])
+        for name, ours, judge, same in zip(("dq", "dk", "dv"), got, exact, plain, strict=False):
+            allowed = references.allowed_error(same[0], judge[0], dtype)
+            assert references.largest_error(ours.transpose(0, 1), judge[0]) <= allowed, (b, name)
+    assert references.largest_error(dsink.cpu(), total[0]) <= references.allowed_error(total[1], total[0], dtype)
+    assert (dk[200:263] == 0).all() and (dv[200:263] == 0).all()  # the keys of the sequence without queries
+
+
+def test_positions_outside_every_packed_sequence_have_zero_gradients(device: str) -> None:
+    """A batch padded to a fixed number of positions, as a captured graph needs it."""
+    make = torch.Generator().manual_seed(0)
+    q, k, v, dout = (torch.randn(90, 1, 32, generator=make).half().to(device) for _ in range(4))
+    k[70:], v[70:] = math.nan, math.nan
+    bounds = torch.tensor([0, 40, 70], dtype=torch.int32, device=device)
+    out, lse = attention_packed(q, k, v, bounds, bounds, 40, 40, config=SMALL)
+    assert (out[70:] == 0).all() and (lse[:, 70:] == -math.inf).all()
+    setting = Setting(band(), 32**-0.5, None, bounds, bounds, 90)
+    for grad in attention_packed_backward(dout, q, k, v, out, lse, 40, 40, setting, config=SMALL)[:3]:
+        assert (grad[70:] == 0).all() and torch.isfinite(grad).all() and (grad[:70] != 0).any()
+
+
+def test_packed_gradients_are_checked() -> None:
+    q = torch.zeros(8, 2, 32).half()
+    bounds = torch.tensor([0, 8])
+    with pytest.raises(ValueError, match=r"bounds_q: got torch.int64"):
+        attention_packed_backward(q, q, q, q, q, torch.zeros(2, 8), 8, 8, Setting(band(), 1.0, None, bounds, bounds, 8))
+    with pytest.raises(ValueError, match=r"setting: 9 packed rows, expected 8"):
+        attention_packed_backward(q, q, q, q, q, torch.zeros(2, 8), 8, 8, Setting(band(), 1.0, None, bounds, bounds, 9))

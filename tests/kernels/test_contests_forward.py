@@ -46,7 +46,7 @@ def test_a_small_round_of_linear_attention(monkeypatch: pytest.MonkeyPatch, devi
     for call in (given.ours(Config(32, 32, 4, 1)), *given.rivals.values()):
         (got,) = call()
         assert largest_error(got, given.exact[0]) <= given.allowed[0]
-    assert made.key == ""  # nothing predicts it
+    assert len(made.key) == 16  # a prediction joins it
 
 
 @pytest.mark.parametrize("name", [*CASES, "contest_linear"])
@@ -65,3 +65,11 @@ def test_a_measured_sigmoid_joins_no_prediction_of_softmax(monkeypatch: pytest.M
         for contest in importlib.import_module(name).contests():
             softmax = replace(contest, workload={**contest.workload, "cascade": "one_pass"})
             assert contest.key and (contest.key == softmax.key) is alike
+
+
+def test_contests_of_linear_attention_join_with_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("contest_linear")
+    found = {contest.kernel: contest.key for contest in module.contests()}
+    assert set(found) == {"lightning", "gla"} and len(set(found.values())) == 2
+    assert all(len(key) == 16 for key in found.values())

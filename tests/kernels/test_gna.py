@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra `gpu`
 pytest.importorskip("triton", reason="triton is not installed (extra `gpu`)")
 
 from einsight.kernels import references, references_gna  # noqa: E402
+from einsight.kernels.catalog import KERNELS  # noqa: E402
 from einsight.kernels.gna import gna, tiles_of  # noqa: E402
 from einsight.kernels.gna_space import (  # noqa: E402
     box_config,
@@ -22,7 +23,16 @@ from einsight.kernels.gna_space import (  # noqa: E402
 )
 from einsight.kernels.neighborhood import neighborhood, tile_ranges, visited_tiles  # noqa: E402
 from einsight.kernels.resources import Request, compile_offline  # noqa: E402
-from einsight.kernels.spaces import GNA, LIMITS, Heads, shared_bytes  # noqa: E402
+from einsight.kernels.spaces import (  # noqa: E402
+    GNA,
+    LIMITS,
+    Config,
+    Heads,
+    matrix_instruction,
+    shared_bytes,
+    tmem_columns,
+)
+from einsight.kernels.table import representative  # noqa: E402
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 LSE_ERROR = 2e-5  # float32 sums of exact products: a few roundings per term, times the size of a score
@@ -249,15 +259,30 @@ def test_reasons_name_their_numbers() -> None:
         assert reason in excluded_box(video, config, heads, limits)
 
 
-def test_it_compiles_offline_with_and_without_borders() -> None:
-    for stride, borders in (((16, 8, 8), False), ((1, 1, 1), True)):
+def test_it_compiles_offline_for_three_architectures_in_several_builds() -> None:
+    """The default build and two others, in the boxes that compute least; the whole set is `benchmarks/kernel_resources.py`."""
+    kernel, heads = KERNELS["gna"], Heads(128, 128)
+    builds = (kernel.default(128, 128), Config(64, 64, 4, 2), Config(128, 32, 8, 2))
+    wanted = {(cc, config): representative(kernel, heads, config, cc) for cc in (80, 90, 100) for config in builds}
+    found = {id(request): estimate for request, estimate in compile_offline(wanted.values())}
+    for (capability, config), request in wanted.items():
+        estimate, tcgen05 = found[id(request)], matrix_instruction(config, capability) == "tcgen05"
+        assert estimate.status == "ok" and (estimate.stack_bytes or 0) <= 64, (capability, config, estimate)
+        extra = (estimate.shared_bytes or 0) - shared_bytes(heads, config, capability)
+        assert 0 <= extra <= (4096 if tcgen05 else 0), (capability, config)
+        assert estimate.tmem_columns == tmem_columns(heads, config, capability)
+
+
+def test_borders_cost_no_shared_memory_and_spill_nothing() -> None:
+    order = []
+    for stride in ((16, 8, 8), (1, 1, 1)):  # without and with borders
         grid = {"layout": [30, 48, 80], "window": [18, 24, 24], "stride": list(stride)}
         arguments = {"sizes": [1, 24, 24, 115200, 115200, 128, 128], "dtype": "float16", "mask": {},
                      "config": [128, 64, 8, 2], "neighborhood": grid, "tiles": [[2, 8, 8], [1, 8, 8]]}  # fmt: skip
-        ((_, found),) = compile_offline([Request("einsight.kernels.gna", "compile_named", arguments, 90)])
-        assert found.status == "ok" and found.stack_bytes == 0, (borders, found)
-        assert found.shared_bytes is not None and found.shared_bytes <= LIMITS[90].shared_bytes_per_block
-        config = box_config((2, 8, 8), (1, 8, 8), 8, 2)
-        if not borders:
-            assert found.shared_bytes == shared_bytes(Heads(128, 128), config, 90)
-            assert found.loop["HGMMA"] > 0
+        order.append(Request("einsight.kernels.gna", "compile_named", arguments, 90))
+    found = {id(request): estimate for request, estimate in compile_offline(order)}
+    inside, borders = (found[id(request)] for request in order)
+    assert inside.status == borders.status == "ok" and inside.stack_bytes == borders.stack_bytes == 0
+    assert inside.shared_bytes == shared_bytes(Heads(128, 128), Config(128, 64, 8, 2), 90)
+    assert borders.shared_bytes is not None and borders.shared_bytes <= LIMITS[90].shared_bytes_per_block
+    assert inside.loop["HGMMA"] > 0

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra `gpu`
 pytest.importorskip("triton", reason="triton is not installed (extra `gpu`)")
 
 from einsight.kernels import ops, references  # noqa: E402
+from einsight.kernels.attention_space import AttentionConfig  # noqa: E402
 from einsight.kernels.band import band  # noqa: E402
 from einsight.kernels.spaces import Config  # noqa: E402
 
@@ -67,11 +68,10 @@ def test_torch_compile_sees_one_operator_and_changes_nothing(device: str, name: 
 @pytest.mark.parametrize("name", EXTRAS)
 def test_schema_fake_and_autograd_registration(device: str, name: str) -> None:
     given, config = inputs(device, name), [32, 32, 4, 1]
-    middle = (None, None, None) if name == "attention" else (None, None)  # sink; lengths of queries and keys
-    cap = (None,) if name == "attention" else ()
+    extras = (None,) * 5 if name == "attention" else ()  # sink, descales, softcap
     operator = getattr(torch.ops.einsight, name).default
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(operator, (*given, *middle, 10, 0, "last", 0.2, *cap, config, config), test_utils=checks)
+    torch.library.opcheck(operator, (*given, *extras, None, None, 10, 0, "last", 0.2, config, config), test_utils=checks)
 
 
 def test_shapes_are_known_without_data() -> None:
@@ -89,6 +89,72 @@ def test_the_sink_and_the_bias_are_trained_only_where_wanted(device: str) -> Non
     sink = torch.zeros(H, device=device, requires_grad=True)
     ops.attention(q, k, v, sink=sink, **SMALL)[0].sum().backward()  # an expanded gradient: stride 0
     assert sink.grad.shape == (H,) and sink.grad.abs().sum() > 0
+
+
+def packed_inputs(device: str) -> Any:
+    """Lengths 63, 0, 40 of queries beside 30, 20, 70 of keys; q, k, v and the positional arguments."""
+    make = torch.Generator().manual_seed(1)
+    shapes = ((103, H, E), (120, G, E), (120, G, F))
+    given = [torch.randn(*s, generator=make).to(HALF).to(device).requires_grad_() for s in shapes]
+    bounds = [torch.tensor(b, dtype=torch.int32, device=device) for b in ([0, 63, 63, 103], [0, 30, 50, 120])]
+    return given, (*bounds, 63, 70)
+
+
+def test_packed_sequences_have_the_gradients_of_each_alone(device: str) -> None:
+    given, rest = packed_inputs(device)
+    sink = torch.zeros(H, device=device, requires_grad=True)
+    out, lse = ops.attention_packed(*given, *rest, sink=sink, causal=True, **SMALL)
+    weight = torch.linspace(-1.0, 1.0, out.numel(), device=device).reshape(out.shape)
+    got = torch.autograd.grad((out * weight).sum() + lse.sin().sum(), (*given, sink))
+    loss = 0.0
+    for b in range(3):
+        rows, keys = (slice(int(x[b]), int(x[b + 1])) for x in rest[:2])
+        if rows.stop > rows.start:
+            one = [x[part].transpose(0, 1)[None] for x, part in zip(given, (rows, keys, keys), strict=True)]
+            alone, alone_lse = ops.attention(*one, sink=sink, causal=True, **SMALL)
+            assert torch.equal(alone[0].transpose(0, 1), out[rows]) and torch.equal(alone_lse[0], lse[:, rows])
+            loss = loss + (alone[0].transpose(0, 1) * weight[rows]).sum() + alone_lse.sin().sum()
+    expected = torch.autograd.grad(loss, (*given, sink))
+    for ours, other in zip(got, expected, strict=True):
+        assert references.largest_error(ours, other) <= 1e-3 * other.abs().max().item()
+    assert (got[1][30:50] == 0).all()  # the keys of the sequence without queries
+
+
+def test_packed_sequences_compile_to_one_operator(device: str) -> None:
+    given, rest = packed_inputs(device)
+
+    @torch.compile(fullgraph=True, backend="aot_eager" if device == "cpu" else "inductor")
+    def compiled(*tensors: Any) -> Any:
+        out, lse = ops.attention_packed(*tensors, *rest, window=20, **SMALL)
+        return out.float().sum() + lse.masked_fill(lse.isinf(), 0.0).sum()
+
+    eager, lse = ops.attention_packed(*given, *rest, window=20, **SMALL)
+    expected = torch.autograd.grad(eager.float().sum() + lse.masked_fill(lse.isinf(), 0.0).sum(), given)
+    for ours, other in zip(torch.autograd.grad(compiled(*given), given), expected, strict=True):
+        assert references.largest_error(ours, other) <= 1e-3 * other.abs().max().item()
+    operator, plain = torch.ops.einsight.attention_packed.default, [32, 32, 4, 1]
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    bounds, longest = rest[:2], rest[2:]
+    given = (*given, *[None] * 5, *longest, *bounds, 10, 0, "last", 0.2, plain, plain)
+    torch.library.opcheck(operator, given, test_utils=checks)
+
+
+def test_fp8_goes_through_the_operator_and_has_no_gradient(device: str) -> None:
+    if device == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no fp8 tensor cores")
+    q, k, v = (x.detach().to(torch.float8_e4m3fn) for x in inputs(device, "attention"))
+    two = torch.full((1,), 2.0, device=device)
+    out, _ = ops.attention(q, k, v, descales=(None, None, two), **SMALL)
+    once, _ = ops.attention(q, k, v, **SMALL)
+    assert out.dtype == torch.bfloat16 and torch.equal(out, 2 * once)
+    with torch.device("meta"):
+        assert ops.attention(*(torch.empty(1, 2, 40, 32, dtype=torch.float8_e5m2),) * 3)[0].dtype == torch.bfloat16
+
+
+def test_builds_with_flags_go_through_the_operator(device: str) -> None:
+    given = inputs(device, "attention")
+    with_flags, _ = ops.attention(*given, config=AttentionConfig(32, 32, 4, 1, descriptors=True))
+    assert torch.equal(with_flags, ops.attention(*given, **SMALL)[0])
 
 
 def test_errors_come_through(device: str) -> None:

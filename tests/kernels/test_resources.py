@@ -120,15 +120,14 @@ def test_triton_cache_is_left_only_where_asked(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_hash_follows_the_triton_functions_that_a_kernel_imports() -> None:
-    """flashbias calls functions of attention_backward and tiles; of attention it only shares checks and constants."""
-    module = "einsight.kernels."
-    text = {n: (Path(resources.__file__).parent / f"{n}.py").read_bytes() for n in ("flashbias", "attention_backward", "tiles")}
-    whole = hashlib.sha256(b"".join(text.values())).hexdigest()[:16]
-    assert resources.source_hash(module + "flashbias") == whole
-    alone = hashlib.sha256((Path(resources.__file__).parent / "attention.py").read_bytes()).hexdigest()[:16]
-    assert resources.source_hash(module + "attention") == alone
+    """flashbias and attention launch the same forward kernel; of attention.py flashbias only takes functions of the host."""
+    folder = Path(resources.__file__).parent
+    shared = ("attention_forward", "attention_tiles", "tiles")
+    for module, names in {"flashbias": (*shared, "attention_gradients"), "attention": shared}.items():
+        texts = b"".join((folder / f"{name}.py").read_bytes() for name in (module, *names))
+        assert resources.source_hash(f"einsight.kernels.{module}") == hashlib.sha256(texts).hexdigest()[:16]
     with pytest.raises(ModuleNotFoundError, match="no such kernel module"):
-        resources.source_hash(module + "nothing")
+        resources.source_hash("einsight.kernels.nothing")
 
 
 STUB = '''

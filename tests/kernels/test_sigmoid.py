@@ -132,7 +132,8 @@ def test_a_bad_call_says_what_is_wrong() -> None:
 
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton is not installed (extra `gpu`)")
 def test_it_compiles_without_a_gpu_and_its_loop_is_the_cascades() -> None:
-    """Per thread and tile: an exponential and a reciprocal for every weight, nothing for row statistics."""
+    """Per thread and tile, for every weight: an exponential, a reciprocal, a multiply-add and an addition; no row statistics,
+    and none of the range reduction of a division."""
     config = Config(128, 64, 8, 2)
     arguments = {"sizes": [1, 8, 2, 4096, 4096, 128, 128], "dtype": "float16", "mask": {"right": 0},
                  "config": [128, 64, 8, 2]}  # fmt: skip
@@ -144,3 +145,5 @@ def test_it_compiles_without_a_gpu_and_its_loop_is_the_cascades() -> None:
         assert estimate.shared_bytes == shared_bytes(Heads(128, 128), config, asked.capability)
         weights = config.block_m * config.block_n // (32 * config.num_warps)
         assert estimate.loop["MUFU.EX2"] == weights and estimate.loop["MUFU.RCP"] == weights, estimate.loop
+        assert estimate.loop["FFMA"] == weights and estimate.loop["FADD"] == weights, estimate.loop
+        assert "FMUL" not in estimate.loop and "FSETP" not in estimate.loop, estimate.loop

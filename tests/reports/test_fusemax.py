@@ -115,7 +115,7 @@ def means(rows: object) -> Mapping[str, float]:
 
 
 def test_headlines_of_the_paper() -> None:
-    found = fusemax.headlines(fusemax.layers(replicate=ARTIFACT))
+    found = fusemax.headlines(fusemax.attention(replicate=ARTIFACT), fusemax.layers(replicate=ARTIFACT))
     printed = {h.what: (h.mean, h.printed) for h in found if h.printed}
     assert len(printed) == 8
     for what, (mean, paper) in printed.items():

@@ -120,6 +120,12 @@ LEGAL = {
 divide, none has a sigmoid."""
 
 
+@pytest.mark.parametrize("cascade", ["gla", "lightning"])
+def test_a_recurrence_is_refused(cascade: str) -> None:
+    with pytest.raises(IllegalArray, match="walks one sequence in chunks"):
+        at(cascade, array("fusemax"))
+
+
 @pytest.mark.parametrize("cascade", sorted(LEGAL))
 @pytest.mark.parametrize("design", names())
 @pytest.mark.parametrize("name", ["fusemax", "flat", "edge-32"])

@@ -45,6 +45,7 @@ CASES = [(64, 64, 8192), (96, 96, 8192), (96, 96, 24576), (128, 128, 24576), (64
 
 @pytest.mark.parametrize(("e", "f", "n"), CASES)
 @pytest.mark.parametrize("target", ["fusemax:binding", "fusemax:architecture", "edge-32:binding", "edge-32:architecture",
+                                    "edge-32:cascade", "fusemax:cascade",
                                     "flat:cascade"])  # fmt: skip
 def test_cycles_traffic_and_utilisation(target: str, e: int, f: int, n: int) -> None:
     found, heads = published(target, e, f, n, heads=3), 3

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import ThreadpoolController, threadpool_info
 
+from einsight.sim import bias_svd
 from einsight.sim.bias_analysis import Wanted, of_matrices
-from einsight.sim.bias_exact import BiasError, alibi
+from einsight.sim.bias_exact import Array, BiasError, alibi
 from einsight.sim.bias_examples import absolute_offset, pair_bias, swin_v2_tables, t5_tables, toeplitz_bias, window_bias
-from einsight.sim.bias_svd import Probe, decompose, factorise, factorise_to_output
+from einsight.sim.bias_svd import WHOLE, Matrix, Probe, decompose, factorise, factorise_to_output
 
 WINDOW = 12
 SWIN = window_bias(swin_v2_tables(6, WINDOW), WINDOW, WINDOW)
@@ -186,3 +188,22 @@ def test_heads_that_are_multiples_are_decomposed_once() -> None:
 def test_bad_input(bias: np.ndarray, energy: float, says: str) -> None:
     with pytest.raises(BiasError, match=says):
         factorise(bias, energy)
+
+
+@pytest.mark.parametrize(("side", "threads"), [(64, 1), (WHOLE + 1, 2)])
+def test_small_matrices_take_one_thread_whatever_the_libraries_would(
+    side: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every BLAS that is loaded is limited while a small matrix is decomposed, and as before afterwards."""
+    seen: list[int] = []
+
+    def recorded(matrix: Matrix, number: int) -> tuple[Matrix, Array, Matrix]:
+        seen.extend(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
+        return np.ones((side, 1)), np.ones(1), np.ones((1, side))
+
+    monkeypatch.setattr(bias_svd, "_leading", recorded)
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        decompose(np.ones((side, side)) * np.arange(side), 0.5, False, most=1)
+        after = [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+    assert seen and set(seen) == {threads}
+    assert set(after) == {2}

@@ -69,10 +69,10 @@ def test_factors_move_their_own_bytes() -> None:
 
 @pytest.mark.parametrize("rank", [1, 8, 64])
 def test_products_of_both_forms(rank: int) -> None:
-    """2 M N (E + R + F) a head and sequence; as a contraction of its own the bias is one for all sequences, and counts so."""
-    plain, bias = 2 * B * H * N * N * (64 + 64), 2 * H * N * N * rank
+    """2 M N (E + R + F) a head and sequence in both: a kernel multiplies factors that sequences share in each of them."""
+    plain, bias = 2 * B * H * N * N * (64 + 64), 2 * B * H * N * N * rank
     assert predict(with_factors(PLAIN, rank), TARGET).flops_matmul == plain + bias
-    assert predict(concatenated(PLAIN, rank), TARGET).flops_matmul == plain + B * bias
+    assert predict(concatenated(PLAIN, rank), TARGET).flops_matmul == plain + bias
 
 
 def test_concatenated_heads_share_no_keys() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from einsight.einsum import library
 from einsight.sim import hardware
+from einsight.sim.additions import WorkloadError
 from einsight.sim.family import Family, load_family
 from einsight.sim.hardware import Gpu, Quantity, load_hardware
 from einsight.sim.mapping import Mapping
@@ -19,7 +20,8 @@ from einsight.sim.predict import estimate_of, predict
 from einsight.sim.workload import Workload
 
 GPUS = [n for n in hardware.names() if load_hardware(n).kind == "gpu"]
-CASCADES = library.names()
+CASCADES = [name for name in library.names() if library.load(name).rank("M")]  # queries of their own number
+SEQUENCES = [name for name in library.names() if not library.load(name).rank("M")]
 FIXED = Mapping(block_m=128, block_n=64, splits=1, blocks_per_sm=1)
 SPLIT = replace(FIXED, splits=4, pack_gqa=True)
 ROUNDING = 1 + 1e-9
@@ -30,9 +32,10 @@ def family_of(gpu: Gpu) -> Family:
 
 
 def workload(cascade: str, m: int = 700, n: int = 1500, mask: object = None, b: int = 2, cache: str = "cold") -> Workload:
-    return Workload.attention(
+    made = Workload.attention(
         batch=b, heads=8, kv_heads=2, seq_q=m, seq_kv=n, head_dim=64, mask=mask, cascade=cascade, phase="prefill", cache=cache
     )  # fmt: skip
+    return replace(made, sizes={**made.sizes, "r": 16}) if library.load(cascade).rank("R") else made
 
 
 def time_of(w: Workload, gpu: Gpu, mapping: Mapping = FIXED) -> float:
@@ -111,6 +114,35 @@ def test_a_wider_window_and_a_longer_causal_sequence_are_never_faster(
     assert causal <= time_of(workload("one_pass", m + more, n + more, "causal"), gpu, mapping) * ROUNDING
     if m >= 8 * mapping.block_m:  # below that the diagonal saves no tile and its masked tiles cost a little more
         assert causal <= time_of(workload("one_pass", m, n, Mask()), gpu, mapping) * ROUNDING
+
+
+def recurrence(cascade: str, n: int) -> Workload:
+    return Workload(f"{cascade} {n}", cascade, {"b": 2, "h": 8, "m": n, "n": n, "e": 64, "f": 64})
+
+
+@pytest.mark.parametrize("cascade", SEQUENCES)
+@pytest.mark.parametrize("target", GPUS)
+def test_a_recurrence_takes_time_in_proportion_to_its_length(target: str, cascade: str) -> None:
+    """A block is a head's state, whatever the length; bounds, hardware and length keep the same laws as for attention."""
+    gpu = load_hardware(target)
+    for name, bound in (found := estimate_of(recurrence(cascade, 4096), gpu, family_of(gpu), FIXED)).bounds_s.items():
+        assert found.time_s[0] * ROUNDING >= bound[0] >= 0, name
+    for better in upgrades(gpu, 1.37):
+        assert time_of(recurrence(cascade, 4096), better) <= time_of(recurrence(cascade, 4096), gpu) * ROUNDING
+    short, long = (time_of(recurrence(cascade, n), gpu) for n in (2**15, 2**18))
+    assert 6.0 < long / short <= 8.0 * ROUNDING
+    tensor = {}
+    for chunk in (64, 128):
+        found = estimate_of(recurrence(cascade, 2**15), gpu, family_of(gpu), replace(FIXED, block_n=chunk))
+        tensor[chunk] = found.bounds_s["tensor cores"][0]
+    state, pairs = 2 * 64 * 64, 2 * 64  # products per position: into and out of the state; with each key of the chunk
+    assert tensor[128] / tensor[64] == pytest.approx((state + pairs * 128) / (state + pairs * 64), rel=0.1)
+
+
+@pytest.mark.parametrize("cascade", SEQUENCES)
+def test_a_recurrence_has_as_many_queries_as_keys(cascade: str) -> None:
+    with pytest.raises(WorkloadError, match="walks one sequence"):
+        Workload("x", cascade, {"h": 8, "m": 1, "n": 64, "e": 64}, phase="decode").check()
 
 
 @pytest.mark.parametrize("cascade", CASCADES)

@@ -1,9 +1,12 @@
-"""A streamed tensor with an element per score, such as a bias matrix: each element passes once, whatever the rows of a tile."""
+"""What a bias streams: a matrix passes once, whatever the rows of a tile; factors and points are no cache of a framework's."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from einsight.sim.additions import Addition
 from einsight.sim.bias_times import with_matrix
 from einsight.sim.mapping import Mapping
 from einsight.sim.predict import predict
@@ -34,3 +37,13 @@ def test_a_bias_is_written_to_shared_memory_once_and_read_once(rows: int) -> Non
 def test_a_bias_passes_the_l2_port_once_also_where_blocks_load_keys_together(target: str, head_dim: int) -> None:
     _, added = moved("L2", target, head_dim=head_dim)
     assert added == pytest.approx(BYTES)
+
+
+@pytest.mark.parametrize("bias", [Addition("low_rank", (("r", 4),)), Addition("distance", (("x", 3),))])
+def test_a_framework_copies_keys_and_values_and_no_factors(bias: Addition) -> None:
+    """Widths that differ from those of keys cost the launch of no further kernel: at small sizes that would be most of a time."""
+    work = Workload.attention(heads=4, seq_q=512, head_dim=64)
+    plain, biased = (predict(replace(work, bias=b), "h100-sxm") for b in ((), (bias,)))
+    launches = [next(b.time_s for b in p.bounds if b.name == "launch") for p in (plain, biased)]
+    assert launches[0] == launches[1]
+    assert biased.time_s < 1.2 * plain.time_s

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from einsight.sim import Workload, predict
-from einsight.sim.sweep import SweepError, crossovers, parse_axis, sweep
+from einsight.sim.sweep import SweepError, crossovers, longest_within, parse_axis, sweep
 
 
 def prefill(seq: int, **more: object) -> Workload:
@@ -41,11 +43,25 @@ def test_every_point_is_the_prediction_at_that_size(target: str, phase: str) -> 
         assert time == pytest.approx(predict(seq(n), target).time_s, rel=1e-12)
 
 
-def test_longest_context_within_a_time_is_the_last_point_below_it() -> None:
-    [curve] = sweep(prefill(1024), parse_axis("n=1k:128k"), ["h100-sxm"])
-    middle = curve.time_s[10]
-    assert curve.longest_within(middle) == curve.axis.values[10]
-    assert curve.longest_within(curve.time_s[0] / 2) is None
+@pytest.mark.parametrize("target", ["h100-sxm", "l40s:flash2", "fusemax"])
+def test_longest_context_within_a_time_is_exact(target: str) -> None:
+    work = prefill(1024)
+    [curve] = sweep(work, parse_axis("n=1k:128k:6"), [target])
+    limit = 0.5 * (curve.time_s[2] + curve.time_s[3])
+    found = longest_within(work, curve, limit)
+    assert found is not None and curve.axis.values[2] < found < curve.axis.values[3]
+    assert predict(prefill(found), target).time_s <= limit < predict(prefill(found + 1), target).time_s
+    assert longest_within(work, curve, curve.time_s[0] / 2) is None
+    assert longest_within(work, curve, 2 * curve.time_s[-1]) == curve.axis.values[-1]
+
+
+def test_keys_and_values_grow_together_where_they_are_alike() -> None:
+    [both] = sweep(prefill(1024), parse_axis("e=64,128"), ["h100-sxm"])
+    work = prefill(1024)
+    assert both.time_s[0] == pytest.approx(predict(replace(work, sizes={**work.sizes, "e": 64, "f": 64}), "h100-sxm").time_s)
+    apart = replace(work, sizes={**work.sizes, "e": 192, "f": 128})
+    [keys] = sweep(apart, parse_axis("e=64,192"), ["h100-sxm"])
+    assert keys.time_s[0] == pytest.approx(predict(replace(apart, sizes={**apart.sizes, "e": 64}), "h100-sxm").time_s)
 
 
 def test_the_target_with_more_bandwidth_wins_a_long_decode() -> None:

@@ -58,7 +58,7 @@ def test_every_key_of_the_design_is_read(tmp_path):
 def test_shipped_examples_load_and_compose(path):
     for workload in load_workloads(path):
         tiles = {"N0": 64} if any(rank.parts for rank in workload.composed().ranks) else {}
-        sizes = bind(workload.composed(), workload.rank_sizes | tiles)
+        sizes = bind(workload.composed(), workload.composed_sizes | tiles)
         assert sizes["B"] * sizes["G"] * sizes["J"] == workload.sizes["b"] * workload.sizes["h"]
         assert workload.targets
 
@@ -105,6 +105,13 @@ def test_what_stands_beside_the_key():
     ]  # fmt: skip
     assert len(others) >= 8
     assert {w.key for w in others} == {base.key}
+
+
+def test_a_scalar_is_one_number_however_it_is_written():
+    first, second = (
+        Workload.attention(heads=4, seq_q=256, head_dim=64, bias={"kind": "softcap", "cap": cap}) for cap in (50, 50.0)
+    )
+    assert first.key == second.key and '"cap":50.0' in first.key_json
 
 
 def test_what_changes_the_key():

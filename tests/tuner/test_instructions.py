@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from einsight.kernels import table
 from einsight.kernels.catalog import KERNELS
+from einsight.kernels.linear_space import least_shared_bytes
 from einsight.kernels.resources import Estimate
 from einsight.kernels.spaces import Config, Heads, matrix_instruction, parse_config, shared_bytes, tmem_columns
 from einsight.sim.hardware import Gpu, load_hardware, names
 from einsight.sim.mapping import occupancy
-from einsight.tuner.instructions import LoopMix, expected_mix, found_mix
+from einsight.tuner.instructions import LoopMix, expected_mix, found_mix, why_unchecked
 from einsight.tuner.resources import Build, agrees, capability_of
 
 CHECKED = (80, 89, 90, 120)  # accumulators in registers; sm_100 keeps them in tensor memory
@@ -67,6 +74,9 @@ def test_counts_of_the_cascade_are_what_the_compiler_emits() -> None:
 
 def test_shared_and_tensor_memory_are_the_closed_form() -> None:
     for name, build, estimate in builds():
+        if not build.kernel.closed:
+            assert estimate.shared_bytes is not None and estimate.shared_bytes >= least_shared_bytes(build.heads, build.config)
+            continue
         extra = (estimate.shared_bytes or 0) - shared_bytes(build.heads, build.config, build.capability)
         tcgen05 = matrix_instruction(build.config, build.capability) == "tcgen05"
         assert 0 <= extra <= (4096 if tcgen05 else 0), (name, extra)
@@ -96,6 +106,41 @@ def test_a_loop_by_hand() -> None:
     assert expected_mix(KERNELS["attention"], Heads(128, 128), config, gpus()[100].architecture) is None
 
 
+def test_a_loop_by_hand_where_warps_share_rows() -> None:
+    """16 x 64 tile, 4 warps along the columns: 8 scores, 16 outputs and 2 rows a thread; four warps join what they reduced."""
+    scores, outputs, rows, joins = 8, 16, 2, 2
+    reductions = 2 * (scores - rows + 2 * rows + joins)
+    fp32 = reductions + rows + scores + rows + rows + outputs
+    ampere, config = gpus()[80].architecture, Config(16, 64, 4, 2)
+    found = expected_mix(KERNELS["decode"], Heads(128, 128), config, ampere)
+    assert found == LoopMix(2 * 16 * 64 * 128 / (16 * 8 * 16) / 4, scores + rows, fp32)
+    assert "too few rows or columns" in why_unchecked(KERNELS["decode"], Heads(128, 128), Config(16, 32, 8, 2), ampere)
+    assert "chunk" in why_unchecked(KERNELS["gla"], Heads(128, 128), Config(64, 32, 4, 1), ampere)
+    assert "tensor memory" in why_unchecked(KERNELS["attention"], Heads(128, 128), config, gpus()[100].architecture)
+
+
+def test_every_weight_of_a_sigmoid_is_two_special_and_two_fp32_operations() -> None:
+    weights = 128 * 64 / 256  # of one thread
+    found = expected_mix(KERNELS["sigmoid"], Heads(128, 128), Config(128, 64, 8, 2), gpus()[90].architecture)
+    assert found == LoopMix(8 + 4, 2 * weights, 2 * weights)
+
+
+def test_products_of_chunks_are_what_the_compiler_emits() -> None:
+    """Scores, output, queries and keys times the state, in instructions of 16 x 8 x 16; warps lie along rows, and repeat the
+    work on a chunk of fewer rows than they hold."""
+    checked = 0
+    for name, build, estimate in builds():
+        config, capability = build.config, build.capability
+        if build.kernel.name != "lightning" or capability not in (80, 89, 120) or estimate.status != "ok":
+            continue
+        C, F, E, warps = config.block_m, config.block_n, build.heads.e, config.num_warps
+        products = ((C, C, E), (C, F, C), (C, F, E), (E, F, C))
+        wanted = sum(math.ceil(rows / 16 / warps) * columns / 8 * depth / 16 for rows, columns, depth in products)
+        assert estimate.loop["HMMA"] == wanted, (name, wanted)
+        checked += 1
+    assert checked >= 12
+
+
 def test_a_wrong_count_would_be_seen() -> None:
     found = found_mix({"HGMMA": 12, "MUFU.EX2": 34, "FADD": 36, "FMUL": 66, "FFMA": 34, "FMNMX": 36, "total": 378})
     assert found == LoopMix(12, 34, 172)
@@ -114,3 +159,42 @@ def test_a_build_that_cannot_run_has_no_mapping(status: str) -> None:
     else:
         with pytest.raises(ValueError, match="294912 bytes"):
             build.mapping(estimate)
+
+
+def recorded() -> Iterator[tuple[Heads, Config, dict[str, Any]]]:
+    """Offline compilations of another attention kernel: no causal mask, its scale a multiplication of every score."""
+    folder = Path(os.environ.get("EINSIGHT_REFERENCE", Path(__file__).parents[3] / "shared" / "reference"))
+    file = folder / "triton_offline_compile.jsonl"
+    if not file.exists():
+        pytest.skip(f"{file} is not there (name the folder by EINSIGHT_REFERENCE)")
+    for row in map(json.loads, file.read_text().splitlines()):
+        yield Heads(row["D"], row["D"]), Config(row["BM"], row["BN"], row["nw"], row["ns"]), row
+
+
+def test_recorded_loops_are_what_the_rules_ask_for() -> None:
+    """Every recorded build without spills for which there is a rule, its multiplications by the scale counted as well."""
+    checked = 0
+    for heads, config, row in recorded():
+        expected = expected_mix(KERNELS["attention"], heads, config, gpus()[row["cc"]].architecture)
+        if expected is None or row["stack"]:
+            continue
+        scale = config.block_m * config.block_n / (32 * config.num_warps)
+        assert agrees(replace(expected, fp32=expected.fp32 + scale), found_mix(row["h"])), (row, expected)
+        checked += 1
+    assert checked == 109
+
+
+def test_registers_of_recorded_and_tabled_builds_are_near_the_estimate_without_a_compiler() -> None:
+    """The estimate is for our kernels; the recorded one is simpler and takes fewer. Half of each lie within a fifth."""
+    ours, theirs = [], []
+    for _, build, estimate in builds():
+        if build.kernel.closed and estimate.status == "ok" and not estimate.spill_bytes:
+            guessed = build.resources(replace(estimate, registers=None)).registers_per_thread
+            ours.append(guessed / (estimate.registers or 1))
+    for heads, config, row in recorded():
+        if row["stack"] == 0 and row["tmem"] <= 512:
+            build = Build(KERNELS["attention"], heads, config, gpus()[row["cc"]])
+            theirs.append(build.resources(build.estimate("closed_form")).registers_per_thread / row["reg"])
+    assert len(ours) > 90 and len(theirs) > 150
+    assert 0.95 < np.median(ours) < 1.05 and np.mean(np.abs(np.log(ours)) < np.log(1.2)) > 0.5
+    assert 1.0 <= np.median(theirs) < 1.25 and np.max(theirs) < 2.5

@@ -1,0 +1,100 @@
+"""Which configuration a launch takes: the one given, else the tuned one of the lookup file, else the default."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed (extra `gpu`)")
+pytest.importorskip("triton", reason="triton is not installed (extra `gpu`)")
+
+from einsight.kernels import tuned as module  # noqa: E402
+from einsight.kernels.attention import forward_pass  # noqa: E402
+from einsight.kernels.attention_backward import passes  # noqa: E402
+from einsight.kernels.attention_launch import Bias, Setting, meta  # noqa: E402
+from einsight.kernels.band import Band, band  # noqa: E402
+from einsight.kernels.lookup import Entry, Lookup  # noqa: E402
+from einsight.kernels.spaces import Config, default_backward_config, default_config  # noqa: E402
+from einsight.kernels.tuned import mask_in_words, tuned  # noqa: E402
+
+SIZES = (1, 8, 2, 512, 512, 64, 64)
+FOUND, GIVEN = Config(32, 64, 2, 3), Config(32, 32, 4, 1)
+HALF = torch.float16
+
+
+def write(folder: Path, kernel: str, bias: Any = None, mask: Any = "causal", dtype: str = "fp16") -> None:
+    sizes = dict(zip(("b", "h", "g", "m", "n", "e", "f"), SIZES, strict=True))
+    workload = {"sizes": sizes, "dtype": dtype, "mask": mask, "bias": bias}
+    build = {"block_m": 32, "block_n": 64, "num_warps": 2, "num_stages": 3}
+    entries = (Entry("Test GPU", workload, build, 1e-3),)
+    (folder / f"{kernel}.json").write_text(json.dumps(Lookup(kernel, entries).as_json()))
+
+
+@pytest.fixture()
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EINSIGHT_TUNED", str(tmp_path))
+    monkeypatch.setattr(module, "device_name", lambda device: "Test GPU")
+    return tmp_path
+
+
+def launched(config: Config | None = None, M: int = 512, bias: Bias | None = None, **rest: Any) -> tuple[int, ...]:
+    """(rows, keys, warps, stages) of the forward launch."""
+    q, k, out, lse = (meta(1, 8, M, 64, kind=HALF), meta(1, 2, 512, 64, kind=HALF), meta(1, 8, M, 64, kind=HALF),
+                      meta(1, 8, M, kind=torch.float32))  # fmt: skip
+    sink = rest.pop("sink", None)
+    setting = Setting(rest.pop("mask", band(causal=True)), 0.125, rest.pop("softcap", None))
+    one = forward_pass(q, k, k, setting, config, out, lse, sink=sink, bias=bias)
+    fixed = one.keywords["V"]
+    return fixed.BLOCK_M.value, fixed.BLOCK_N.value, one.options["num_warps"], one.options["num_stages"]
+
+
+def as_tuple(config: Config) -> tuple[int, ...]:
+    return config.block_m, config.block_n, config.num_warps, config.num_stages
+
+
+def test_given_before_tuned_before_default(folder: Path) -> None:
+    default = as_tuple(default_config(64, 64))
+    assert launched() == default
+    write(folder, "attention")
+    assert launched() == as_tuple(FOUND) and launched(GIVEN) == as_tuple(GIVEN)
+    assert launched(M=400) == as_tuple(FOUND) and launched(M=64) == default  # near, and far from what was tuned
+    assert launched(softcap=30.0) == launched(mask=Band()) == launched(sink=meta(8, kind=torch.float32)) == default
+    write(folder, "attention", [{"kind": "softcap", "cap": 30.0}, {"kind": "sink"}], [{"window": 32}, "causal"][::-1])
+    rest = {"softcap": 30.0, "sink": meta(8, kind=torch.float32), "mask": band(causal=True, window=32)}
+    assert launched(**rest) == as_tuple(FOUND) and launched() == default  # the file was read again
+
+
+def test_kernels_with_a_bias_and_the_backward_have_files_of_their_own(folder: Path) -> None:
+    factors = Bias(meta(1, 8, 512, 16, kind=HALF), meta(1, 8, 512, 16, kind=HALF))
+    matrix = Bias(meta(1, 8, 512, 512, kind=HALF))
+    write(folder, "flashbias", {"kind": "low_rank", "r": 9})  # a tile of 16 columns holds ranks up to 16
+    write(folder, "attention_with_bias", [{"kind": "dense_bias"}])
+    assert launched(bias=factors) == launched(bias=matrix) == as_tuple(FOUND) != launched()
+    q, k, row = meta(1, 8, 512, 64, kind=HALF), meta(1, 2, 512, 64, kind=HALF), meta(1, 8, 512, kind=torch.float32)
+
+    def backward() -> tuple[int, int]:
+        one, _ = passes(q, q, k, k, row, row, Setting(band(causal=True), 0.125), None, None, (q, k, k, None, None))
+        return one.keywords["V"].BLOCK_M.value, one.options["num_stages"]
+
+    default = default_backward_config(64, 64)
+    assert backward() == (default.block_m, default.num_stages)
+    write(folder, "attention_backward")
+    assert backward() == (FOUND.block_m, FOUND.num_stages)
+
+
+def test_a_broken_file_is_a_warning_and_no_gpu_needs_no_lookup(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "attention.json").write_text("{")
+    with pytest.warns(RuntimeWarning, match=r"attention.json: .*expected a lookup file; default configurations are used"):
+        assert launched() == as_tuple(default_config(64, 64))
+    monkeypatch.undo()
+    assert module.device_name(torch.device("cpu")) == ""
+    assert tuned("attention", torch.zeros(1).half(), SIZES, Band()) is None
+
+
+def test_a_band_in_the_words_of_a_workload() -> None:
+    assert mask_in_words(Band()) == [] and mask_in_words(band(causal=True)) == ["causal"]
+    assert mask_in_words(band(causal=True, window=7)) == ["causal", {"window": 7}]
+    assert mask_in_words(band(window=7)) == [{"window": 7}] and mask_in_words(Band(3, 1)) is None
