@@ -267,7 +267,8 @@ def _assumptions(gpu: Gpu, family: Family, made: Plan, found: Estimate, note: st
     unfitted = [n for n, c in family.constants.items() if c.kind == "assumed"]
     own = dict.fromkeys(entry.einsum for entry, terms in _terms(made) if terms is None)
     notes = [f"conditions of the cascade's own do not skip tiles: {', '.join(own)}"] if own else []
-    notes += [f"clock: boost, {gpu.boost_hz.text}, falling in long runs", *([note] if note else [])]
+    slow = f"{gpu.sustained_hz(found.cases.dtype) / 1e6:.0f} MHz in long runs of busy tensor cores"
+    notes += [f"clock: boost, {gpu.boost_hz.text}, falling to {slow}", *([note] if note else [])]
     if unfitted:
         notes.append(f"family {family.name}: constants not fitted on measurements: {', '.join(unfitted)}")
     if not found.cases.tiles.exact:
