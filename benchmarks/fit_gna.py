@@ -42,13 +42,12 @@ class Step:
 
 
 STEPS = (
-    Step("cudnn_hopper", ("1d-32k-cudnn-h100", "3d-hunyuan-cudnn-h100"), {"unhidden": 0.12, "joule_per_flop": 2e-13}, {}),
+    Step("cudnn_hopper", ("1d-32k-cudnn-h100", "3d-hunyuan-cudnn-h100"), {"unhidden": 0.12}, {}),
     Step("natten_hopper", ("1d-32k-w2k-s256-hopper-fna-h100", "2d-flux-na-hopper-fna-h100", "2d-flux-gna-hopper-fna-h100"),
          {"unhidden": 0.1, "block_cycles": 5000, "mask_cycles": 1000}, {}),
-    Step("cudnn_blackwell", ("1d-32k-cudnn-b200", "2d-flux-cudnn-b200"), {"unhidden": 0.12, "joule_per_flop": 1.5e-13}, {}),
+    Step("cudnn_blackwell", ("1d-32k-cudnn-b200", "2d-flux-cudnn-b200"), {"unhidden": 0.12}, {}),
     Step("natten_blackwell", ("1d-32k-w2k-s256-blackwell-fna-b200", "1d-32k-w2k-blackwell-fna-b200"),
-         {"block_cycles": 3000, "mask_cycles": 1000},
-         {"unhidden": "cudnn_blackwell", "joule_per_flop": "cudnn_blackwell"}),
+         {"block_cycles": 3000, "mask_cycles": 1000}, {}),
     Step("natten_ampere", ("optimize-on-cutlass-fna-a100", "optimize-off-cutlass-fna-a100"),
          {"mma_efficiency": 0.25, "division_ops": 30}, {}),
 )  # fmt: skip

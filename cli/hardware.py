@@ -39,7 +39,7 @@ def _one(name: str, as_json: bool) -> None:
         return print_json(_as_plain(hardware))
     rows = [(place, q.text, q.kind, q.source) for place, q in quantities(hardware)]
     if isinstance(hardware, Gpu):
-        rows += _operator_rows(hardware)
+        rows += _sustained_rows(hardware) + _operator_rows(hardware)
     print_table(f"{hardware.name}: {hardware.title}", ("quantity", "value", "kind", "source"), rows, wrap=("value",))
     print(f"Known to drivers as: {', '.join(hardware.devices) or 'no device'}")
 
@@ -47,6 +47,13 @@ def _one(name: str, as_json: bool) -> None:
 def _own_quantities(hardware: Any) -> str:
     """The numbers that stand at the top of a profile, in one line."""
     return ", ".join(f"{place} {q.text}" for place, q in quantities(hardware) if "." not in place)
+
+
+def _sustained_rows(gpu: Gpu) -> list[tuple[str, str, str, str]]:
+    """The clock of long runs by operand type, which follows from boost, TDP and the energy of a tensor-core operation."""
+    where = ("derived", "boost less what the energy of busy tensor cores takes of TDP (tensor_energy)")
+    types = [t for t in ("bf16", "fp8_e4m3") if t in gpu.tensor_flops_per_cycle]
+    return [(f"sustained clock, {t}", f"{gpu.sustained_hz(t) / 1e6:.0f} MHz", *where) for t in types]
 
 
 def _operator_rows(gpu: Gpu) -> list[tuple[str, str, str, str]]:
@@ -75,7 +82,10 @@ def _summary(hardware: Any) -> dict[str, Any]:
     if not isinstance(hardware, Gpu):
         return common | own
     rates = {dtype: hardware.tensor_flops_per_s(dtype) for dtype in hardware.tensor_flops_per_cycle}
-    return common | {"architecture": hardware.architecture.name} | own | {"tensor_flops_per_s": rates}
+    sustained = {dtype: hardware.sustained_hz(dtype) for dtype in hardware.tensor_flops_per_cycle}
+    return common | {"architecture": hardware.architecture.name} | own | {
+        "tensor_flops_per_s": rates, "sustained_hz": sustained,
+    }  # fmt: skip
 
 
 def _as_plain(value: Any) -> Any:

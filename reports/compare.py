@@ -11,7 +11,16 @@ from einsight.reports.measured import Flags, Measured, Numbers, Places, Text, gr
 from einsight.reports.outliers import set_aside
 from einsight.sim.family import Family, load_family
 from einsight.sim.hardware import DTYPE_BYTES, Gpu, find_device, load_gpu
-from einsight.sim.kernel_names import family_for, framework_name, known_kernels, value_dims, windows
+from einsight.sim.kernel_names import (
+    acting_phases,
+    chunks,
+    family_for,
+    framework_name,
+    known_kernels,
+    reads_fresh,
+    value_dims,
+    windows,
+)
 from einsight.sim.rows import Rows, predicted
 from einsight.sim.workload import element_type
 
@@ -102,7 +111,7 @@ def compare(
             unpredicted[why] = unpredicted.get(why, 0) + len(index)
             continue
         framework = framework_name(str(some.framework[0]))
-        found = predicted(rows, gpu, families(part.family), str(some.phase[0]), framework)
+        found = predicted(rows, gpu, families(part.family), part.phase, framework)
         times[index], low[index], high[index] = found.time_s, found.low_s, found.high_s
         roofline[index] = plain_roofline_s(rows, gpu)
         names["target"][index], names["bound"][index] = gpu.name, found.bound
@@ -118,11 +127,13 @@ def rows_of(measured: Measured) -> Rows:
     """The columns in the model's words; every row of one framework, kernel and phase."""
     framework = str(measured.framework[0]) if len(measured) else ""
     kernel, phase = (str(c[0]) if len(measured) else "" for c in (measured.kernel, measured.phase))
+    window = windows(kernel, framework, phase, measured.head_dim, measured.window)
+    chunk = chunks(kernel, framework, phase, measured.head_dim, measured.window)
     dtype, kv_dtype = (_element_types(column) for column in (measured.dtype, measured.kv_dtype))
     return Rows(
         measured.batch, measured.seq_q, measured.seq_kv, measured.heads_q, measured.heads_kv, measured.head_dim,
-        value_dims(framework, measured.head_dim), windows(kernel, framework, phase, measured.head_dim, measured.window),
-        dtype, kv_dtype,
+        value_dims(framework, measured.head_dim), window, chunk,
+        dtype, kv_dtype, dtype if reads_fresh(kernel, framework, phase) else kv_dtype,
     )  # fmt: skip
 
 
@@ -166,21 +177,26 @@ def _keys_read(rows: Rows) -> Numbers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Rows with one device, framework, kernel, phase, pair of dtypes and family; `why` says why there is no prediction."""
+    """Rows with one device, framework, kernel, phase, pair of dtypes and family; `why` says why there is no prediction.
+
+    phase  of the kernel that ran: the table's, but for single tokens of frameworks that know no other decode
+    """
 
     index: Places
     gpu: Gpu | None = None
     family: str = ""
     why: str = ""
+    phase: str = ""
 
 
 def parts(measured: Measured, target: str | None = None, family: str | None = None) -> Iterator[Part]:
     """Every row once, joined by the tables of devices and kernels or by the target and family given."""
     columns = ("device", "framework", "kernel", "phase", "dtype", "kv_dtype")
-    _, number = group_ids([measured.column(name) for name in columns])
+    phases = acting_phases(measured.framework, measured.phase, measured.seq_q)
+    _, number = group_ids([phases if name == "phase" else measured.column(name) for name in columns])
     order = np.argsort(number, kind="stable")
     for index in np.split(order, np.flatnonzero(np.diff(number[order])) + 1) if len(order) else ():
-        first = {name: str(measured.column(name)[index[0]]) for name in columns}
+        first = {name: str(measured.column(name)[index[0]]) for name in columns} | {"phase": str(phases[index[0]])}
         unknown = [f"{name} '{first[name]}'" for name in ("dtype", "kv_dtype") if element_type(first[name]) is None]
         gpu = _gpu(first["device"], target)
         if unknown or gpu is None:
@@ -194,7 +210,7 @@ def parts(measured: Measured, target: str | None = None, family: str | None = No
             cached = str(element_type(first["kv_dtype"]))
             named = family_for(first["kernel"], first["framework"], first["phase"], gpu, *sizes, cached)
         for name in np.unique(named).tolist():
-            yield Part(index[named == name], gpu, name, "" if name else _unknown_kernel(first, gpu))
+            yield Part(index[named == name], gpu, name, "" if name else _unknown_kernel(first, gpu), first["phase"])
 
 
 def _unknown_kernel(first: dict[str, str], gpu: Gpu) -> str:

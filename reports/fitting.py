@@ -84,7 +84,7 @@ def samples(measured: Measured, family: Family, leave_out: str | None = None) ->
         some = kept.take(part.index)
         rows = rows_of(some.take(np.array([0])))
         ground = Ground(
-            part.gpu.architecture.name, str(some.phase[0]), framework_name(str(some.framework[0])),
+            part.gpu.architecture.name, part.phase, framework_name(str(some.framework[0])),
             (str(rows.dtype[0]), str(rows.kv_dtype[0])),
         )  # fmt: skip
         found.setdefault((ground, part.gpu.name), []).append((part.gpu, some))

@@ -162,7 +162,7 @@ def turned(cases: Cases, mask: Mask, skips: bool) -> Cases:
     none = np.zeros(cases.block_m.shape)
     return replace(
         cases, sizes=sizes, tiles=_tiles(mask if skips else Mask(), cases), splits=none + 1.0, pack=none > 0,
-        touched=none + 1.0, shared_by=1.0, idle_parts=none, passed_tiles=none,
+        touched=none + 1.0, shared_by=None, idle_parts=none, visited=None,
     )  # fmt: skip
 
 

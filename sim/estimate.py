@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -70,22 +71,23 @@ def build_cases(
     splits = np.ones(block_m.shape)
     if mapping is not None or family.window_splits or not windowed:
         splits = _split_choice(plan, full, tiles, block_n, resident, pack, gpu, family, mapping)
-    idle, passed = np.zeros(splits.shape), np.zeros(splits.shape)
+    idle, visited = np.zeros(splits.shape), None
     if windowed and mapping is None and not family.window_skips:
         without = Mask(tuple(r for r in mask.restrictions if r.kind != "window"))
-        passed = _tiles(without, full, block_m, block_n, heads, family, mapping).total - tiles.total
+        visited = _tiles(without, full, block_m, block_n, heads, family, mapping)
     if windowed and mapping is None and family.window_split_by == "cache":
         whole = np.maximum(np.ceil(full[KEY] / block_n), 1.0)
         active = np.ceil(splits * np.minimum(tiles.longest / whole, 1.0)).clip(1.0)
         splits, idle = active, splits - active
     persistent = mapping.schedule == "persistent" if mapping else family.schedule == "persistent"
+    by_tile = partial(_by_tile, plan=plan, sizes=full, query_rows=full[QUERY] * heads, family=family, mapping=mapping)
     return Cases(
         sizes=full, block_m=block_m, block_n=block_n, splits=splits, blocks_per_sm=resident,
         persistent=np.full(block_m.shape, persistent), pack=pack, warm=np.full(block_m.shape, warm), tiles=tiles,
         widths=plan.widths, dtype=dtype, touched=touched_keys(mask, full[QUERY], full[KEY]) / full[KEY],
         mask_ops=mask_operations(mask, gpu.architecture),
-        shared_by=_sharing(plan, full, full[QUERY] * heads, family, mapping),
-        idle_parts=idle, passed_tiles=passed, windowed=full[KEY] > (mask.window or np.inf),
+        shared_by=by_tile("shared_by"), operand_rows=by_tile("operand_rows"), warps=by_tile("warps"),
+        idle_parts=idle, visited=visited, stored=plan.stored, windowed=full[KEY] > (mask.window or np.inf),
         groups=mapping.groups if mapping else 1.0, stages=mapping.stages if mapping else None,
     ), tuple(notes)  # fmt: skip
 
@@ -108,14 +110,16 @@ def _tile_choice(
     return chosen
 
 
-def _sharing(
-    plan: Plan, sizes: MappingType[str, Array], query_rows: Array, family: Family, mapping: Mapping | None
-) -> Array | float:
-    """Blocks that load each key tile together; a given mapping has no clusters."""
-    if mapping is not None or all(t.shared_by == 1 for t in family.tiles):
-        return 1.0
+def _by_tile(
+    name: str, plan: Plan, sizes: MappingType[str, Array], query_rows: Array, family: Family, mapping: Mapping | None
+) -> Array | None:
+    """An attribute of each case's line of the tile table, the family's where a line does not say; None where no line
+    does, or a mapping is given."""
+    said = [getattr(t, name) for t in family.tiles]
+    if mapping is not None or all(value in (None, 1) for value in said):
+        return None
     line = tile_lines(family, np.broadcast_to(head_dim(plan, sizes), query_rows.shape), query_rows)
-    return np.array([t.shared_by for t in family.tiles], dtype=np.float64)[line]
+    return np.array([value or getattr(family, name) for value in said], dtype=np.float64)[line]
 
 
 def _packed(sizes: MappingType[str, Array], family: Family, mapping: Mapping | None, windowed: bool) -> Flags:

@@ -44,19 +44,20 @@ CONSTANTS: Mapping[str, Constant] = {
     "sequence_s": Constant("s", 0.0, 5e-8, "scheduler work per sequence of the batch"),
     "combine_s": Constant("s", 0.0, 1.5e-5, "launch of the kernel that merges the parts of a split run"),
     "split_s": Constant("s", 0.0, 3e-7, "merging, per part"),
+    "merge_cycles": Constant("cycle", 0.0, 4000.0, "of an SM, to merge the parts of one row of one head, beside their bytes"),
     "mma_efficiency": Constant("", 0.03, 1.0, "share of the tensor cores' issue slots that dependent products can fill"),
     "unhidden": Constant("", 0.005, 1.0, "share of the smaller resources' cycles that the largest does not hide"),
     "unhidden_memory": Constant("", 0.0, 1.0, "share of the smaller of compute and memory time that is not hidden"),
     "vector_per_score": Constant("op", 0.0, 12.0, "fp32-pipe operations per score beside the cascade's (conversions)"),
+    "convert_per_element": Constant("op", 0.0, 16.0, "fp32-pipe operations to widen one element of a key, per warp"),
     "mask_per_score": Constant("op", 0.0, 16.0, "fp32-pipe operations per score of a masked tile beside the mask's own"),
     "window_per_score": Constant("op", 0.0, 32.0, "the same, more, where a sliding window has two edges to test"),
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
     "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
     "exit_cycles": Constant("cycle", 0.0, 5000.0, "a part of a split run that finds no key of its own inside the window"),
-    "skip_cycles": Constant("cycle", 0.0, 30000.0, "a tile outside a sliding window that is visited only to be tested"),
+    "test_per_score": Constant("op", 0.0, 256.0, "to test a tile against a sliding window, where none is left out of the walk"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
     "regroup_s": Constant("s", 0.0, 1.5e-5, "copies that bring the packed query heads of several sequences into order"),
-    "joule_per_flop": Constant("J", 0.0, 1e-12, "switching energy that a long run must pay at TDP: the falling clock"),
     "kv_copy": Constant("", 0.0, 4.0, "times that a framework's own kernels move the new keys and values (cache writer)"),
     "q_copy": Constant("", 0.0, 4.0, "times that a framework's own kernels move queries or outputs"),
     "token_cycles": Constant("cycle", 0.0, 20.0, "cycles per new token and thread of a cache writer with a block per token"),
@@ -71,8 +72,8 @@ CONSTANTS: Mapping[str, Constant] = {
 NEUTRAL: Mapping[str, float] = {
     "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
     **dict.fromkeys((
-        "sequence_s", "split_s", "tile_cycles", "joule_per_flop", "kv_copy", "q_copy", "regroup_s", "token_cycles", "uneven_s",
-        "uneven_copy", "mask_per_score", "window_per_score", "exit_cycles", "skip_cycles",
+        "sequence_s", "split_s", "merge_cycles", "tile_cycles", "kv_copy", "q_copy", "regroup_s", "token_cycles", "uneven_s",
+        "uneven_copy", "convert_per_element", "mask_per_score", "window_per_score", "exit_cycles", "test_per_score",
     ), 0.0),
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
@@ -82,8 +83,10 @@ NEUTRAL: Mapping[str, float] = {
 class Tile:
     """Block shape for head dimensions up to `head_dim` and, where given, up to `rows` query rows of one head.
 
+    operand_rows, warps  query rows that one warp's reading of a key tile serves and warps of the block, where not the family's
+    blocks     blocks wanted on an SM: the key tile is halved, down to `least_n` keys, until so many fit
     shared_by  blocks of a cluster that load each key tile together (multicast, products of two SMs)
-    dtypes, instructions  operand types of the products and devices that the line holds for (any, when empty)
+    dtypes, instructions, architectures  types of the products and devices that the line holds for (any, when empty)
     """
 
     head_dim: int
@@ -91,6 +94,11 @@ class Tile:
     block_n: int
     rows: int | None = None
     shared_by: int = 1
+    blocks: int = 1
+    least_n: int = 16
+    operand_rows: int | None = None
+    warps: int | None = None
+    architectures: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     instructions: tuple[str, ...] = ()
 
@@ -186,10 +194,11 @@ class Family:
     def for_products(self, gpu: Gpu, dtype: str, kv_dtype: str) -> tuple[Family, str]:
         """(the family with the tile lines for this device and these element types, the type its products run in)."""
         used = kv_dtype if self.arithmetic == "cache" else dtype
-        if not any(t.dtypes or t.instructions for t in self.tiles):
+        if not any(t.dtypes or t.instructions or t.architectures for t in self.tiles):
             return self, used
-        device = gpu.architecture.instructions
-        here = (t for t in self.tiles if not t.instructions or device in t.instructions)
+        arch = gpu.architecture
+        here = [t for t in self.tiles if not t.instructions or arch.instructions in t.instructions]
+        here = [t for t in here if not t.architectures or arch.name in t.architectures]
         return replace(self, tiles=tuple(t for t in here if not t.dtypes or used in t.dtypes)), used
 
     def constant(self, name: str) -> float:
@@ -353,12 +362,19 @@ def _split_by(item: Item | None) -> str:
 
 
 def _tile(item: Item) -> Tile:
-    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows", "shared_by", "dtypes", "instructions"))
+    optional = (
+        "rows", "shared_by", "blocks", "least_n", "operand_rows", "warps", "architectures", "dtypes", "instructions",
+    )  # fmt: skip
+    t = item.table(required=("head_dim", "block_m", "block_n"), optional=optional)
+    blocks, least = (t[k].integer(1) if k in t else default for k, default in (("blocks", 1), ("least_n", 16)))
     rows = t["rows"].integer(1) if "rows" in t else None
     shared = t["shared_by"].integer(1) if "shared_by" in t else 1
     where = tuple(i.choice(INSTRUCTIONS) for i in t["instructions"].items()) if "instructions" in t else ()
     only = tuple(d.choice(DTYPES) for d in t["dtypes"].items()) if "dtypes" in t else ()
-    return Tile(t["head_dim"].integer(1), t["block_m"].integer(1), t["block_n"].integer(1), rows, shared, only, where)
+    head_dim, block_m, block_n = (t[k].integer(1) for k in ("head_dim", "block_m", "block_n"))
+    serves, warps = (t[k].integer(1) if k in t else None for k in ("operand_rows", "warps"))
+    named = tuple(a.text() for a in t["architectures"].items()) if "architectures" in t else ()
+    return Tile(head_dim, block_m, block_n, rows, shared, blocks, least, serves, warps, named, only, where)
 
 
 def _split(item: Item) -> SplitRule:

@@ -17,8 +17,8 @@ import numpy as np
 from einsight.einsum.ir import Tensor
 from einsight.sim.family import Family
 from einsight.sim.grid import Tiles
-from einsight.sim.hardware import Gpu
-from einsight.sim.schedule import ONE, ZERO, Array, Flags, makespan
+from einsight.sim.hardware import DTYPE_BYTES, Gpu
+from einsight.sim.schedule import ONE, ZERO, Array, Blocks, Flags, makespan
 from einsight.sim.traffic import OUTER, Cache, elements, hbm_bytes
 from einsight.sim.work import KEY, QUERY, KernelWork, Reuse, Share, Sweep, costs_of
 
@@ -27,6 +27,8 @@ PARTIAL_BYTES = 4
 MMA_GRANULE = 16
 """Contracted and feature ranks are padded to multiples of 16: the K of every 16-bit tensor-core instruction."""
 PADDED = ("E", "F", "R")
+WARPS_TO_FILL = 16.0
+"""Warps that keep the lanes of an SM busy with dependent operations: four schedulers, results after four cycles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,13 @@ class Cases:
     touched    share of the keys that some query needs
     mask_ops   fp32-pipe operations per score of a masked tile
     windowed   whether a sliding window cuts any key off
-    passed_tiles  tiles outside a sliding window, per replica, that are visited only to be tested
+    warps      of a block, where not the family's
+    visited    tiles that a block walks and tests against a sliding window, where it does not leave them out; per replica
     idle_parts parts of a split run, per block, that lie before the window and end at once
+    operand_rows  query rows that one reading of a key tile from shared memory serves, where not the family's
     shared_by  blocks of a cluster that load each key tile from L2 together
     groups, stages   of a given mapping (`Mapping`): how a block fills its own gaps
+    stored     bytes per element of the cache that new keys are written to, where that is not what the kernel reads
     """
 
     sizes: Mapping[str, Array]
@@ -58,10 +63,13 @@ class Cases:
     dtype: str
     touched: Array
     mask_ops: float
-    shared_by: Array | float = 1.0
+    operand_rows: Array | None = None
+    shared_by: Array | None = None
     windowed: Flags | bool = False
     idle_parts: Array | float = 0.0
-    passed_tiles: Array | float = 0.0
+    visited: Tiles | None = None
+    warps: Array | None = None
+    stored: float | None = None
     groups: float = 1.0
     stages: int | None = None
 
@@ -94,31 +102,38 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     replicas = _product([x for rank, x in extents if rank in OUTER])
     tiles = _key_tiles(cases) if work.grid == "key" else cases.tiles
     count = tiles.blocks * replicas * cases.splits
-    resident = np.maximum(1.0, np.minimum(cases.blocks_per_sm, np.ceil(count / gpu.sms.value)))
-    slots = gpu.sms.value * resident
+    slots = gpu.sms.value * np.maximum(1.0, np.minimum(cases.blocks_per_sm, np.ceil(count / gpu.sms.value)))
 
     at = tile_sizes(cases, family)
     swept = [_tile(sweep, at, cases, gpu, family) for sweep in work.sweeps]
-    rounds = [np.maximum(_lone(t, cases), resident * t.widest) for t in swept]
-    per_tile = sum(rounds, ZERO) + family.constant("tile_cycles") * len(swept)
     edges = np.where(cases.windowed, family.constant("window_per_score"), 0.0)
     mask_ops: Array = cases.mask_ops + family.constant("mask_per_score") + edges
-    masked = mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * resident
-    fixed = family.constant("block_cycles") + resident * _block_cycles(work, at, cases, gpu, family)
+    masking = mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * len(swept)
+    once = _block_cycles(work, at, cases, gpu, family)
+    test_ops, tested = family.constant("test_per_score"), cases.visited
 
-    def block(total: Array, border: Array) -> Array:
-        return fixed + np.ceil(total / cases.splits) * per_tile + np.ceil(border / cases.splits) * masked * len(swept)
+    def blocks(shared_by: Array) -> Blocks:
+        """Cycles of the blocks while `shared_by` of them run on an SM."""
+        per_tile = sum((np.maximum(_lone(t, cases), shared_by * t.widest) for t in swept), ZERO)
+        per_tile = per_tile + family.constant("tile_cycles") * len(swept)
+        fixed, masked = family.constant("block_cycles") + shared_by * once, shared_by * masking
+        busy = np.maximum(shared_by, WARPS_TO_FILL / (family.warps if cases.warps is None else cases.warps))
+        test = busy * test_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value
 
-    longest, shortest = block(tiles.longest, tiles.longest_masked), block(tiles.shortest, tiles.shortest_masked)
-    total = replicas * (
-        tiles.blocks * cases.splits * fixed + tiles.total * per_tile + tiles.masked * masked * len(swept)
-    )
-    total = np.clip(total, count * shortest, count * longest)
-    cycles = makespan(count, total, longest, shortest, slots, cases.persistent)
+        def block(total: Array, border: Array, tested: Array) -> Array:
+            run = np.ceil(total / cases.splits) * per_tile + np.ceil(border / cases.splits) * masked
+            return fixed + run + test * tested
+
+        longest = block(tiles.longest, tiles.longest_masked, ZERO if tested is None else tested.longest)
+        shortest = block(tiles.shortest, tiles.shortest_masked, ZERO if tested is None else tested.shortest)
+        total = tiles.blocks * cases.splits * fixed + tiles.total * per_tile + tiles.masked * masked
+        total = replicas * (total + test * (ZERO if tested is None else tested.total))
+        return Blocks(np.clip(total, count * shortest, count * longest), longest, shortest)
+
+    cycles = makespan(count, blocks, gpu.sms.value, cases.blocks_per_sm, cases.persistent)
     idle = family.constant("exit_cycles") * tiles.blocks * cases.idle_parts
-    idle = idle + family.constant("skip_cycles") * cases.passed_tiles
     cycles = cycles + idle * replicas / slots
-    return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, longest, slots)
+    return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, blocks(ONE).longest, slots)
 
 
 LOAD_CYCLES = 600.0
@@ -153,14 +168,19 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
         peak |= {"tensor cores": ZERO * lanes, "fp32 pipe": peak["fp32 pipe"] + lanes / family.constant("mma_efficiency")}
     converted = at[QUERY] * at[KEY] * sweep.reuse.converted
     peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * converted / arch.vector_ops_per_cycle.value
-    operands = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams if QUERY not in t.ranks), ZERO)
-    own = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams if QUERY in t.ranks), ZERO)
-    shared = operands * (1.0 + np.ceil(cases.block_m / family.operand_rows)) + 2.0 * own  # one score reads each own element
+    held = fetched_sizes(at, cases)
+    operands = sum((elements(t, held) * cases.widths[t.name] for t in sweep.streams if QUERY not in t.ranks), ZERO)
+    own = sum((elements(t, held) * cases.widths[t.name] for t in sweep.streams if QUERY in t.ranks), ZERO)
+    readings = np.ceil(cases.block_m / (family.operand_rows if cases.operand_rows is None else cases.operand_rows))
+    shared = operands * (1.0 + readings) + 2.0 * own  # one score reads each own element
     shared = shared + _reused_bytes(sweep.reuse, at, cases, family)
+    narrow = [t for t in sweep.streams if KEY in t.ranks and cases.widths[t.name] < DTYPE_BYTES[cases.dtype]]
+    widened = family.constant("convert_per_element") * readings * sum((elements(t, held) for t in narrow), ZERO)
+    peak["fp32 pipe"] = peak["fp32 pipe"] + widened / arch.vector_ops_per_cycle.value
     peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
     added = sum((elements(t, at) for t in sweep.sums), ZERO) * 2.0 * PARTIAL_BYTES  # an atomic addition reads and writes
     added = added + sum((elements(t, at) * cases.widths[t.name] for t in sweep.writes), ZERO)
-    loaded = operands / cases.shared_by + own + added
+    loaded = operands / (1.0 if cases.shared_by is None else cases.shared_by) + own + added
     peak["L2"] = loaded / arch.l2_bytes_per_cycle.value
     real = {**peak, "tensor cores": peak["tensor cores"] / family.constant("mma_efficiency")}
     widest = reduce(np.maximum, real.values())
@@ -226,6 +246,12 @@ def tile_sizes(cases: Cases, family: Family) -> dict[str, Array]:
     return at
 
 
+def fetched_sizes(at: Mapping[str, Array], cases: Cases) -> dict[str, Array]:
+    """The sizes `at` of a tile less the keys past the last one, which no kernel fetches."""
+    keys = np.minimum(at[KEY], cases.sizes[KEY])
+    return {**at, KEY: keys, f"{KEY}0": keys}
+
+
 def _assemble(
     work: KernelWork, cases: Cases, gpu: Gpu, family: Family, swept: list[_TileCost], extents: list[tuple[str, Array]],
     replicas: Array, tiles: Tiles, cycles: Array, longest: Array, slots: Array,
@@ -245,9 +271,10 @@ def _assemble(
     compute, memory = cycles / clock, bounds["HBM"] / family.constant("hbm_fraction")
     time = np.maximum(compute, memory) + family.constant("unhidden_memory") * np.minimum(compute, memory)
     time = np.maximum(time, np.maximum(bounds["L2"], bounds["shared memory"]))
-    time = time + _throttle(time, bounds["tensor cores"], cases, gpu, family) + _copies(work, cases, gpu, family)
+    time = time + _throttle(time, bounds["tensor cores"], cases, gpu) + _copies(work, cases, gpu, family)
     merge = np.where(cases.splits > 1, family.constant("combine_s") + family.constant("split_s") * cases.splits, 0.0)
-    merge = merge + 2.0 * partial / (arch.l2_bytes_per_cycle.value * sms * clock)
+    merged = family.constant("merge_cycles") * _rows(cases) / (sms * clock)
+    merge = merge + np.where(cases.splits > 1, merged, 0.0) + 2.0 * partial / (arch.l2_bytes_per_cycle.value * sms * clock)
     launch = family.constant("launch_s") + family.constant("sequence_s") * cases.sizes["B"]
     launch = launch + (family.constant("uneven_s") if _uneven(work, cases) else 0.0)
     regroups = cases.pack & (cases.sizes["B"] > 1) & (cases.sizes["G"] > 1) & (cases.sizes["J"] > 1)
@@ -263,14 +290,14 @@ THROTTLE_S = 4e-3
 """Run time over which the clock falls from boost to sustained (thermal and power control loops: milliseconds)."""
 
 
-def _throttle(time: Array, products_s: Array, cases: Cases, gpu: Gpu, family: Family) -> Array:
+def _throttle(time: Array, products_s: Array, cases: Cases, gpu: Gpu) -> Array:
     """Extra seconds of a long run whose clock falls: the energy of its tensor-core work, paid at TDP.
 
     Short runs end before the power control reacts. Grows with the run and with the work, never with a faster device.
     """
     flops = products_s * gpu.tensor_flops_per_s(cases.dtype)
     share = 1.0 / (1.0 + (THROTTLE_S / np.maximum(time, 1e-9)) ** 1.5)
-    return family.constant("joule_per_flop") * flops / gpu.tdp_w.value * share
+    return gpu.architecture.joule_per_flop(cases.dtype) * flops / gpu.tdp_w.value * share
 
 
 WRITER_THREADS = 512.0
@@ -307,7 +334,8 @@ def copied_bytes(work: KernelWork, cases: Cases, family: Family) -> Array:
     new = np.minimum(cases.sizes[QUERY] / cases.sizes[KEY], 1.0)  # of the keys, those that this call adds
     if work.grid == "column":
         return ZERO
-    keys = sum((elements(t, cases.sizes) * new * (2.0 + cases.widths[t.name]) for t in _cached(work)), ZERO)
+    kept = {t.name: cases.widths[t.name] if cases.stored is None else cases.stored for t in _cached(work)}
+    keys = sum((elements(t, cases.sizes) * new * (2.0 + kept[t.name]) for t in _cached(work)), ZERO)
     rows = sum((elements(t, cases.sizes) * (2.0 + cases.widths[t.name]) for t in work.residents if QUERY in t.ranks), ZERO)
     uneven = family.constant("uneven_copy") if _uneven(work, cases) else 0.0
     return (family.constant("kv_copy") + uneven) * keys + family.constant("q_copy") * rows
@@ -335,6 +363,12 @@ def _partial_bytes(work: KernelWork, cases: Cases) -> Array:
     """What the parts of a split run write for the merge: the running state of every row, once per part."""
     state = sum((elements(t, _one_step(cases.sizes)) for t in work.state), ZERO)
     return np.where(cases.splits > 1, state * PARTIAL_BYTES * cases.splits, 0.0)
+
+
+def _rows(cases: Cases) -> Array:
+    """Rows of all heads that a merge joins."""
+    found: Array = reduce(np.multiply, (cases.sizes[r] for r in (*OUTER, QUERY)))
+    return found
 
 
 def _one_step(sizes: Mapping[str, Array]) -> dict[str, Array]:

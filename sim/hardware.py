@@ -7,7 +7,7 @@ names one and adds what the device alone decides (number of SMs, clock, memories
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +61,12 @@ class Architecture:
     operators_kind: str  # one of KINDS, for the whole table
     operators_source: str
     tensor_memory_columns: Quantity | None = None  # of 128 lanes x 4 B; None where accumulators live in registers
+    tensor_energy: Mapping[str, Quantity] = field(default_factory=dict)  # J/FLOP beyond boost's budget, by `OPERAND_CLASSES`
+
+    def joule_per_flop(self, dtype: str) -> float:
+        """Energy of one tensor-core operation that a long run pays at TDP; none where the file says nothing."""
+        found = self.tensor_energy.get(OPERAND_CLASSES[DTYPE_BYTES[dtype] < 2.0])
+        return found.value if found else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,14 @@ class Gpu:
         """Dense tensor-core rate of the whole device at a clock (boost if none is given)."""
         return self.sms.value * self.tensor_flops_per_cycle[dtype].value * (hz or self.boost_hz.value)
 
+    def sustained_hz(self, dtype: str) -> float:
+        """The clock of a long run that keeps the tensor cores busy: boost, less what their energy takes of TDP."""
+        drawn = self.architecture.joule_per_flop(dtype) * self.tensor_flops_per_s(dtype)
+        return self.boost_hz.value / (1.0 + drawn / self.tdp_w.value)
 
+
+OPERAND_CLASSES = ("bits16", "bits8")
+"""Operands of two bytes and more, and narrower ones."""
 INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05", "mfma")
 PHASES = ("prefill", "decode")
 DTYPES = ("fp16", "bf16", "tf32", "fp32", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1")
@@ -164,11 +177,12 @@ def load_architecture(path: Path) -> Architecture:
     root = strict_yaml.load(path)
     keys = [key for key, _ in _ARCHITECTURE_QUANTITIES.values()]
     required = ["name", "compute_capability", "instructions", "warp_threads", *keys, "operators"]
-    table = root.table(required, ["tensor_memory_columns"])
+    table = root.table(required, ["tensor_memory_columns", "tensor_energy"])
     _same_as_file(table["name"], path)
     operators = table["operators"].table(["kind", "source", "costs"])
     costs = operators["costs"].table(OPERATOR_CLASSES)
     columns = table.get("tensor_memory_columns")
+    energy = table["tensor_energy"].table(OPERAND_CLASSES) if "tensor_energy" in table else {}
     return Architecture(
         name=table["name"].text(),
         compute_capability=table["compute_capability"].text(),
@@ -177,8 +191,9 @@ def load_architecture(path: Path) -> Architecture:
         operators={klass: _cost(item) for klass, item in costs.items()},
         operators_kind=operators["kind"].choice(KINDS),
         operators_source=operators["source"].text(),
+        tensor_energy={name: quantity(entry, "J/flop") for name, entry in energy.items()},
         tensor_memory_columns=quantity(columns, COUNT) if columns else None,
-        **{field: quantity(table[key], unit) for field, (key, unit) in _ARCHITECTURE_QUANTITIES.items()},
+        **{name: quantity(table[key], unit) for name, (key, unit) in _ARCHITECTURE_QUANTITIES.items()},
     )
 
 
@@ -208,7 +223,7 @@ def _gpu(root: Item, path: Path) -> Gpu:
         tensor_flops_per_cycle={dtype: quantity(item, "flop/cycle") for dtype, item in tensor.items()},
         peak_flops_per_s={dtype: quantity(item, "flop/s") for dtype, item in peak.items()},
         peak_hz=quantity(clock, "Hz") if clock else None,
-        **{field: quantity(table[key], unit) for field, (key, unit) in _GPU_QUANTITIES.items()},
+        **{name: quantity(table[key], unit) for name, (key, unit) in _GPU_QUANTITIES.items()},
     )
 
 

@@ -60,12 +60,35 @@ class IgnoredWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkedWindow:
+    """Prefill rows whose window stands for chunks: a token attends to its own chunk of that length, from its first key on."""
+
+    frameworks: tuple[str, ...]
+    kernels: tuple[str, ...]
+    head_dim: tuple[int, int]
+    window: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class FreshKeys:
+    """Prefill rows whose kernel reads keys and values as they were computed, not from the cache that they are written to."""
+
+    frameworks: tuple[str, ...]
+    kernels: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """The whole file."""
 
     rules: tuple[Rule, ...]
     value_dims: tuple[ValueDim, ...]
     ignored_windows: tuple[IgnoredWindow, ...]
+    fresh_keys: tuple[FreshKeys, ...] = ()
+    chunked_windows: tuple[ChunkedWindow, ...] = ()
+    one_token_decodes: tuple[str, ...] = ()
 
 
 def framework_name(framework: str) -> str:
@@ -112,6 +135,29 @@ def windows(kernel: str, framework: str, phase: str, head_dim: Array, window: Ar
     return out
 
 
+def chunks(kernel: str, framework: str, phase: str, head_dim: Array, window: Array) -> Array:
+    """The chunk length that the kernel applied instead of the row's window, 0 where it did not."""
+    out = np.zeros(len(head_dim))
+    for line in table().chunked_windows if phase == "prefill" else ():
+        if framework_name(framework) in line.frameworks and kernel in line.kernels:
+            out[_within(np.asarray(head_dim), line.head_dim) & (np.asarray(window) == line.window)] = line.window
+    return out
+
+
+def acting_phases(framework: NDArray[np.str_], phase: NDArray[np.str_], seq_q: Array) -> NDArray[np.str_]:
+    """The phase whose kernel ran, per row: decode for one new token in frameworks that go by their number alone."""
+    named = np.array([framework_name(f) for f in np.unique(framework).tolist()])
+    which = np.isin(named, table().one_token_decodes)[np.unique(framework, return_inverse=True)[1].ravel()]
+    return np.where(which & (np.asarray(seq_q) <= 1), "decode", phase)
+
+
+def reads_fresh(kernel: str, framework: str, phase: str) -> bool:
+    """Whether the kernel reads keys in the type that they were computed in; the cache's type is then the writer's alone."""
+    return phase == "prefill" and any(
+        framework_name(framework) in line.frameworks and kernel in line.kernels for line in table().fresh_keys
+    )
+
+
 def known_kernels() -> tuple[str, ...]:
     """Every kernel string of the table."""
     return tuple(dict.fromkeys(k for rule in table().rules for k in rule.kernels))
@@ -147,11 +193,15 @@ def table() -> Table:
 
 def read_table(path: Path) -> Table:
     """A table from a file. Raises SpecError with file, line and place."""
-    root = strict_yaml.load(path).table(["rules", "value_dims", "ignored_windows"])
+    optional = ["fresh_keys", "chunked_windows", "one_token_decodes"]
+    root = strict_yaml.load(path).table(["rules", "value_dims", "ignored_windows"], optional)
     return Table(
         tuple(_rule(item) for item in root["rules"].items()),
         tuple(_value_dim(item) for item in root["value_dims"].items()),
         tuple(_ignored(item) for item in root["ignored_windows"].items()),
+        tuple(_fresh(item) for item in root["fresh_keys"].items()) if "fresh_keys" in root else (),
+        tuple(_chunked(item) for item in root["chunked_windows"].items()) if "chunked_windows" in root else (),
+        _texts(root["one_token_decodes"]) if "one_token_decodes" in root else (),
     )
 
 
@@ -181,6 +231,17 @@ def _ignored(item: Item) -> IgnoredWindow:
     dims = _range(t["head_dim"]) if "head_dim" in t else ANY
     phase = t["phase"].choice(PHASES)
     return IgnoredWindow(_texts(t["frameworks"]), _texts(t["kernels"]), phase, dims, t["source"].text())
+
+
+def _chunked(item: Item) -> ChunkedWindow:
+    t = item.table(["frameworks", "kernels", "head_dim", "window", "source"])
+    kernels, dims = _texts(t["kernels"]), _range(t["head_dim"])
+    return ChunkedWindow(_texts(t["frameworks"]), kernels, dims, t["window"].integer(1), t["source"].text())
+
+
+def _fresh(item: Item) -> FreshKeys:
+    t = item.table(["frameworks", "kernels", "source"])
+    return FreshKeys(_texts(t["frameworks"]), _texts(t["kernels"]), t["source"].text())
 
 
 def _small_grid(item: Item) -> tuple[int, int, int]:

@@ -79,13 +79,13 @@ def shared_bytes(block_m: Array, block_n: Array, row_bytes: Array, key_bytes: Ar
     return block_m * row_bytes + stages * block_n * key_bytes
 
 
-def occupancy(arch: Architecture, shared: Array, warps: int, registers_per_thread: int) -> Array:
+def occupancy(arch: Architecture, shared: Array, warps: Array | int, registers_per_thread: int) -> Array:
     """Blocks that fit on one SM at the same time, 0 when not even one does."""
     reserved = 1024.0  # bytes of shared memory that the driver keeps per block on compute capability 8.0 and later
     registers = np.ceil(registers_per_thread / 8) * 8 * warps * arch.warp_threads  # allocated in steps of 8 per thread
     fits = np.floor(arch.shared_bytes.value / (shared + reserved))
     fits = np.where(shared > arch.shared_bytes_per_block.value, 0.0, fits)
-    limits = min(np.floor(arch.registers.value / registers), arch.blocks.value, arch.warps.value // warps)
+    limits = np.minimum(np.floor(arch.registers.value / registers), np.minimum(arch.blocks.value, arch.warps.value // warps))
     blocks: Array = np.minimum(fits, limits)
     return blocks
 
@@ -112,13 +112,20 @@ def choose_tile(
 ) -> tuple[Array, Array, Array]:
     """(block_m, block_n, blocks per SM) by the family's table, halved until one block fits into shared memory."""
     block_m, block_n = _table_tile(family, head_dim, query_rows)
-    fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes)
+    line = tile_lines(family, head_dim, query_rows)
+    warps = np.array([t.warps or family.warps for t in family.tiles], dtype=np.float64)[line]
+    if any(t.blocks > 1 for t in family.tiles):
+        wanted, least = (np.array([getattr(t, n) for t in family.tiles])[line] for n in ("blocks", "least_n"))
+        for _ in range(int(np.log2(max(t.block_n for t in family.tiles)))):
+            many = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, warps) < wanted
+            block_n = np.where(many & (block_n > least), block_n / 2, block_n)
+    fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, warps)
     while np.any(fits < 1) and np.any((fits < 1) & (block_n > 16) | (fits < 1) & (block_m > 16)):
         narrow = (fits < 1) & (block_n > 32)
         block_n = np.where(narrow, np.maximum(16.0, np.floor(block_n / 32) * 16), block_n)
         block_m = np.where((fits < 1) & ~narrow & (block_m > 16), block_m / 2, block_m)
         block_n = np.where((fits < 1) & ~narrow & (block_m <= 16), 16.0, block_n)
-        fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes)
+        fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, warps)
     return block_m, block_n, np.maximum(fits, 1.0)
 
 
@@ -140,9 +147,11 @@ def tile_lines(family: Family, head_dim: Array, query_rows: Array) -> NDArray[np
     return line
 
 
-def _fits(family: Family, arch: Architecture, m: Array, n: Array, row_bytes: Array, key_bytes: Array) -> Array:
+def _fits(
+    family: Family, arch: Architecture, m: Array, n: Array, row_bytes: Array, key_bytes: Array, warps: Array
+) -> Array:
     shared = shared_bytes(m, n, row_bytes, key_bytes, family.stages)
-    return occupancy(arch, shared, family.warps, family.registers_per_thread)
+    return occupancy(arch, shared, warps, family.registers_per_thread)
 
 
 def choose_splits(

@@ -29,6 +29,7 @@ class Plan:
     widths  bytes per element of every tensor
     dtype, kv_dtype  of the arithmetic (the widest operand's) and of the narrowest tensor that streams by key
     pairs   Einsums that walk queries and keys: a mask thins them out
+    stored  bytes per element of the cache that new keys are written to, where the kernel does not read them from there
     """
 
     cascade: Cascade
@@ -39,6 +40,7 @@ class Plan:
     dtype: str
     kv_dtype: str
     pairs: frozenset[str]
+    stored: float | None = None
 
     @property
     def main(self) -> KernelWork:

@@ -288,7 +288,8 @@ def _assumptions(gpu: Gpu, family: Family, made: Plan, found: Estimate, note: st
     notes += ["a kernel that holds keys and walks queries: its constants are those of forward kernels, none was measured"] * (
         made.main.grid == "column"
     )
-    notes += [f"clock: boost, {gpu.boost_hz.text}, falling in long runs", *([note] if note else [])]
+    slow = f"{gpu.sustained_hz(found.cases.dtype) / 1e6:.0f} MHz in long runs of busy tensor cores"
+    notes += [f"clock: boost, {gpu.boost_hz.text}, falling to {slow}", *([note] if note else [])]
     if unfitted:
         notes.append(f"family {family.name}: constants not fitted on measurements: {', '.join(unfitted)}")
     if not found.cases.tiles.exact:

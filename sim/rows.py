@@ -7,7 +7,7 @@ vectorised call.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,9 +17,9 @@ from einsight.einsum import library
 from einsight.einsum.compose import compose
 from einsight.sim.estimate import Estimate, estimate
 from einsight.sim.family import Family
-from einsight.sim.hardware import Gpu
+from einsight.sim.hardware import DTYPE_BYTES, Gpu
 from einsight.sim.interval import ends, limiting
-from einsight.sim.mask import Causal, Mask, Restriction, Window
+from einsight.sim.mask import Blocks, Causal, Mask, Restriction, Window
 from einsight.sim.plan import Plan, plan
 from einsight.sim.schedule import Array
 
@@ -29,7 +29,12 @@ CASCADE = "one_pass"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Attention cases as columns of one length. Causal, the last query at the last key; `window` 0 means none."""
+    """Attention cases as columns of one length. Causal, the last query at the last key; `window` 0 means none.
+
+    chunk   length of the chunks that attend to themselves alone, in place of the window; 0 means none
+    kv_dtype, read_dtype  of the cache that holds the keys and of what the kernel reads: not the same where a prefill takes
+                          them as they were computed
+    """
 
     batch: Array
     seq_q: Array
@@ -39,8 +44,10 @@ class Rows:
     head_dim: Array
     value_dim: Array
     window: Array
+    chunk: Array
     dtype: NDArray[np.str_]
     kv_dtype: NDArray[np.str_]
+    read_dtype: NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -54,7 +61,8 @@ def groups(rows: Rows) -> Iterator[tuple[Plan, Mask, NDArray[np.int64]]]:
     """(plan inputs, mask, positions) of every set of rows that one estimate can take."""
     shape = np.stack([
         np.unique(rows.dtype, return_inverse=True)[1], np.unique(rows.kv_dtype, return_inverse=True)[1],
-        rows.window.astype(np.int64), rows.value_dim != rows.head_dim,
+        np.unique(rows.read_dtype, return_inverse=True)[1],
+        rows.window.astype(np.int64), rows.chunk.astype(np.int64), rows.chunk < rows.seq_kv, rows.value_dim != rows.head_dim,
         rows.seq_q > 1,
     ], axis=1)  # fmt: skip
     _, inverse = np.unique(shape, axis=0, return_inverse=True)
@@ -62,15 +70,24 @@ def groups(rows: Rows) -> Iterator[tuple[Plan, Mask, NDArray[np.int64]]]:
     for index in np.split(order, np.flatnonzero(np.diff(inverse.ravel()[order])) + 1):
         first = index[0]
         kept: list[Restriction] = [Causal()] if rows.seq_q[first] > 1 else []  # the last query sees every key
-        if rows.window[first] > 0:
+        if rows.window[first] > 0 and not rows.chunk[first]:
             kept.append(Window(int(rows.window[first])))
-        yield attention_plan(str(rows.dtype[first]), str(rows.kv_dtype[first])), Mask(tuple(kept)), index
+        if 0 < rows.chunk[first] < rows.seq_kv[first]:
+            kept.append(_chunks(int(rows.chunk[first]), int(rows.seq_kv[index].max())))
+        dtypes = (str(column[first]) for column in (rows.dtype, rows.kv_dtype, rows.read_dtype))
+        yield attention_plan(*dtypes), Mask(tuple(kept)), index
+
+
+def _chunks(size: int, keys: int) -> Blocks:
+    """The blocks on the diagonal of up to `keys` keys."""
+    return Blocks(size, keep=tuple((i, i) for i in range(-(-keys // size))))
 
 
 @lru_cache(maxsize=64)
-def attention_plan(dtype: str, kv_dtype: str) -> Plan:
-    """The fused plan of softmax attention with these element types."""
-    return plan(compose(library.load(CASCADE)), True, {"K": kv_dtype, "V": kv_dtype, "Q": dtype}, dtype)
+def attention_plan(dtype: str, kv_dtype: str, read_dtype: str) -> Plan:
+    """The fused plan of softmax attention with these element types: of queries, of the cache, of the keys as read."""
+    made = plan(compose(library.load(CASCADE)), True, {"K": read_dtype, "V": read_dtype, "Q": dtype}, dtype)
+    return made if read_dtype == kv_dtype else replace(made, kv_dtype=kv_dtype, stored=DTYPE_BYTES[kv_dtype])
 
 
 def sizes_of(rows: Rows) -> dict[str, Array]:

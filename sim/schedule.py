@@ -1,13 +1,14 @@
 """How long a grid of independent blocks takes on a number of slots: closed forms, and the event simulation that judges them.
 
 All durations are in cycles. Blocks differ (causal masks), so a grid is described by the number of blocks `n`, their
-total `work`, the `longest` and the `shortest`; arrays over cases throughout.
+total `work`, the `longest` and the `shortest`; arrays over cases throughout. Blocks that share an SM slow each other down.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,20 +26,47 @@ RAGGED = 0.6
 grids in launch order gives 0.55 to 0.65 from 1.3 rounds on (2/3 less the phase of the others, for lengths spread evenly)."""
 
 
-def makespan(n: Array, work: Array, longest: Array, shortest: Array, slots: Array, persistent: Flags) -> Array:
-    """Cycles until the last of `n` blocks ends on `slots` slots.
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Cycles of a grid's blocks: `work` of all together, of the `longest` and of the `shortest`."""
 
-    `n` equal blocks take ceil(n / slots) rounds. Of unequal ones, only the common part of their lengths is quantised:
-    longest first (persistent) ends on the shortest blocks; in launch order (static) the common part is that of a ramp
-    with the same mean, and a long block that starts late ends `RAGGED` of the difference after the rest. Never below
-    work / slots nor below the longest block, and never slower with more slots.
+    work: Array
+    longest: Array
+    shortest: Array
+
+
+def makespan(
+    n: Array, blocks: Callable[[Array], Blocks], sms: float, most: Array, persistent: Flags
+) -> Array:
+    """Cycles until the last of `n` blocks ends on `sms` SMs that hold up to `most` of them at a time.
+
+    `blocks(k)`: how long they take while k share an SM. An SM is one server: k blocks together end no later than k one
+    after the other, and once a neighbour has ended the rest run faster. `n` equal blocks take ceil(n / sms) places on an
+    SM, `most` at a time. Of unequal ones, only the common part of their lengths is quantised: longest first (persistent)
+    ends on the shortest blocks; in launch order (static) the common part is that of a ramp with the same mean, and a long
+    block that starts late ends `RAGGED` of the difference after the rest. Never below work / SMs nor below the longest
+    block alone, and never slower with more SMs.
     """
-    count = np.maximum(n, 1.0)
-    tail = np.where(persistent, shortest, np.maximum(shortest, 2.0 * work / count - longest))
-    spread = (work - tail * n) / slots + tail * np.ceil(n / slots)
-    spread = spread + np.where(persistent | (n <= slots), 0.0, RAGGED * (longest - tail))
-    slowest: Array = np.where((n <= slots) & ~persistent, 0.0, spread)
-    return np.maximum(slowest, np.where(n > 0, longest, 0.0))
+    places = np.ceil(n / sms)
+    whole = np.floor(places / most)
+    rest = places - whole * most
+    together, single = blocks(most), blocks(ONE)
+    common = whole * _common(n, together, persistent)
+    common = common + np.where(rest > 0, _common(n, blocks(np.maximum(rest, 1.0)), persistent), 0.0)
+    shared_by = np.clip(n / sms, 1.0, most)
+    average = blocks(shared_by)
+    spread = common + (average.work - n * _common(n, average, persistent)) / (sms * shared_by)
+    late = RAGGED * (together.longest - _common(n, together, persistent)) / most
+    spread = spread + np.where(persistent | (n <= sms), 0.0, late)
+    slowest: Array = np.where((n <= sms) & ~persistent, 0.0, spread)
+    return np.maximum(slowest, np.where(n > 0, single.longest, 0.0))
+
+
+def _common(n: Array, blocks: Blocks, persistent: Flags) -> Array:
+    """The part of the blocks' lengths that all of them have."""
+    ramp = np.maximum(blocks.shortest, 2.0 * blocks.work / np.maximum(n, 1.0) - blocks.longest)
+    found: Array = np.where(persistent, blocks.shortest, ramp)
+    return found
 
 
 def simulate_blocks(durations: Iterable[float], slots: int) -> float:

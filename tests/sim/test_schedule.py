@@ -8,16 +8,23 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from einsight.sim.schedule import makespan, simulate_blocks
+from einsight.sim.schedule import Array, Blocks, makespan, simulate_blocks
 
 
 def closed(durations: list[float], slots: int, persistent: bool) -> float:
     d = np.array(durations)
-    out = makespan(
-        np.array([float(len(d))]), np.array([d.sum()]), np.array([d.max()]), np.array([d.min()]),
-        np.array([float(slots)]), np.array([persistent]),
-    )  # fmt: skip
-    return float(out[0])
+    found = Blocks(np.array([d.sum()]), np.array([d.max()]), np.array([d.min()]))
+    return float(makespan(np.array([float(len(d))]), lambda _: found, float(slots), np.ones(1), np.array([persistent]))[0])
+
+
+def shared(n: int, busy: float, alone: float, sms: int, most: int) -> float:
+    """`n` equal blocks that keep an SM busy for `busy` cycles each and take `alone` when nothing runs beside them."""
+
+    def blocks(k: Array) -> Blocks:
+        each = np.maximum(alone, k * busy)
+        return Blocks(n * each, each, each)
+
+    return float(makespan(np.array([float(n)]), blocks, float(sms), np.array([float(most)]), np.array([False]))[0])
 
 
 @given(st.integers(1, 500), st.integers(1, 150), st.floats(1.0, 1e6), st.booleans())
@@ -45,3 +52,19 @@ def test_longest_first_causal_grid_is_close_to_the_simulation(blocks: int, heads
 def test_causal_grid_of_a_real_size_is_within_three_percent() -> None:
     d = sorted([5.0 + i for i in range(64)] * 32, reverse=True)
     assert math.isclose(closed(d, 132, True), simulate_blocks(d, 132), rel_tol=0.03)
+
+
+def test_blocks_on_one_sm_hide_each_others_latency_and_no_more() -> None:
+    assert shared(10, busy=3.0, alone=10.0, sms=10, most=2) == 10.0  # one on each SM
+    assert shared(11, busy=3.0, alone=10.0, sms=10, most=2) == 10.0  # two fit beside each other
+    assert shared(20, busy=7.0, alone=10.0, sms=10, most=2) == 14.0  # two that share take turns
+    assert shared(30, busy=7.0, alone=10.0, sms=10, most=2) == 24.0  # the third runs alone
+
+
+@given(st.integers(1, 400), st.floats(0.1, 1.0), st.integers(1, 150), st.integers(1, 8))
+def test_more_sms_and_more_room_never_slow_equal_blocks_down(n: int, busy: float, sms: int, most: int) -> None:
+    t = shared(n, busy, 1.0, sms, most)
+    assert t >= n * busy / sms * (1 - 1e-12)
+    assert t >= 1.0
+    assert t >= shared(n, busy, 1.0, sms + 1, most) * (1 - 1e-12)
+    assert t >= shared(n, busy, 1.0, sms, most + 1) * (1 - 1e-12)

@@ -1,0 +1,86 @@
+"""The energy of a tensor-core operation per architecture (`tensor_energy` of hw_profiles/architectures): one command.
+
+    python benchmarks/fit_clock.py [FOLDER of .csv.gz tables]
+
+A long run pays that energy at TDP, so that its clock falls. It belongs to the architecture and the width of the operands,
+not to a kernel: for each of a handful of values the constants of every kernel family are fitted again, on prefill rows of
+`LONG_S` and more beside shorter ones, and the value with the least error over all of them together is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from einsight.reports import measured
+from einsight.reports.compare import parts
+from einsight.reports.fitting import Ground, samples
+from einsight.sim.calibration import STARTS, Sample, constants_for, fit
+from einsight.sim.family import Family, load_family
+from einsight.sim.hardware import DTYPE_BYTES, OPERAND_CLASSES, Quantity
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = Path(os.environ.get("EINSIGHT_REFERENCE", ROOT.parent / "shared" / "reference")) / "measured"
+LONG_S = 5e-4
+"""Rows from here on tell the clocks apart: the loops that lower it react within milliseconds."""
+ROWS = 300
+"""Rows of one fit."""
+PICOJOULES = (0.0, 0.03, 0.06, 0.12, 0.2, 0.3, 0.45)
+"""What is tried, per FLOP."""
+
+
+def main() -> int:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else REFERENCE
+    files = sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")])
+    if not files:
+        print(f"{folder}: no measured tables; name a folder, or set EINSIGHT_REFERENCE", file=sys.stderr)
+        return 2
+    cases = measured.read(files)
+    cases = cases.take(cases.phase == "prefill")
+    errors: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    for name in sorted({part.family for part in parts(cases) if part.family}):
+        family = replace(load_family(name), fits=())
+        for ground, made in samples(cases, family).items():
+            long = [s for s in map(_long, made) if len(s.measured_s) >= ROWS // 4]
+            if long:
+                found = [_error(family, ground, long, energy) for energy in PICOJOULES]
+                errors[ground.architecture, _class(family, ground, long[0])].append(found)
+                where = f"{ground.architecture} {ground.framework} {'/'.join(ground.dtypes)}"
+                print(f"  {name} {where}", *_rounded(found), flush=True)
+    for (architecture, width), tables in sorted(errors.items()):
+        mean = np.mean(tables, axis=0)
+        print(f"{architecture} {width}: {PICOJOULES[int(mean.argmin())]} pJ/FLOP; mean errors", *_rounded(mean.tolist()))
+    return 0
+
+
+def _long(sample: Sample) -> Sample:
+    """The rows whose clock can fall, and those just too short for it."""
+    keep = sample.measured_s >= LONG_S
+    return Sample(sample.gpu, sample.rows.take(keep), sample.measured_s[keep])
+
+
+def _class(family: Family, ground: Ground, sample: Sample) -> str:
+    """Width of what the products run in."""
+    return OPERAND_CLASSES[DTYPE_BYTES[family.for_products(sample.gpu, *ground.dtypes)[1]] < 2.0]
+
+
+def _error(family: Family, ground: Ground, made: list[Sample], picojoule: float) -> float:
+    """Mean error in percent of the rows that the fit did not see, under one energy."""
+    energy = dict.fromkeys(OPERAND_CLASSES, Quantity(1e-12 * picojoule, f"{picojoule} pJ/FLOP", "assumed", "tried"))
+    tried = [
+        replace(s, gpu=replace(s.gpu, architecture=replace(s.gpu.architecture, tensor_energy=energy))) for s in made
+    ]
+    return fit(tried, family, constants_for(family, ground.phase, tried), ROWS, starts=STARTS[1:2]).error_held_out
+
+
+def _rounded(values: list[float]) -> list[str]:
+    return [f"{v:.2f}" for v in values]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""What the prefill kernels of serving frameworks do beside the plain tile loop: planned splits, windows that are walked,
+chunks, keys that come fresh, tiles that share an SM, and the clock of long runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from einsight.sim.estimate import build_cases, estimate
+from einsight.sim.family import Family, load_family
+from einsight.sim.gpu import Cases
+from einsight.sim.hardware import load_gpu
+from einsight.sim.kernel_names import chunks, reads_fresh
+from einsight.sim.mapping import Mapping
+from einsight.sim.mask import CAUSAL, Causal, Mask, Window
+from einsight.sim.rows import Rows, attention_plan, groups, sizes_of, times
+
+L40S, H100 = load_gpu("l40s"), load_gpu("h100-sxm")
+
+
+def rows(batch: int = 1, seq: int = 1024, heads: int = 8, kv_heads: int = 1, head_dim: int = 128, window: int = 0,
+         chunk: int = 0, cache: str = "bf16", read: str = "") -> Rows:  # fmt: skip
+    numbers = (np.array([float(x)]) for x in (batch, seq, seq, heads, kv_heads, head_dim, head_dim, window, chunk))
+    return Rows(*numbers, *(np.array([t]) for t in ("bf16", cache, read or cache)))
+
+
+def cases(family: Family, of: Rows, gpu: object = L40S) -> Cases:
+    (plan, mask, _), = groups(of)  # fmt: skip
+    return build_cases(plan, mask, sizes_of(of), True, gpu, family, None)[0]  # type: ignore[arg-type]
+
+
+def plain(name: str) -> Family:
+    """The family with its assumed constants."""
+    return replace(load_family(name), fits=())
+
+
+def test_flashinfer_takes_as_many_keys_as_let_two_blocks_fit() -> None:
+    family = plain("flashinfer")
+
+    def tile(head_dim: int, cache: str) -> tuple[float, float, float]:
+        made = cases(family, rows(head_dim=head_dim, cache=cache))
+        return made.block_m[0], made.block_n[0], made.blocks_per_sm[0]
+
+    assert tile(64, "fp8_e4m3") == (128, 64, 2)
+    assert tile(128, "bf16") == (128, 32, 2)
+    assert tile(128, "fp8_e4m3") == (128, 64, 2)
+    assert tile(256, "bf16") == (64, 16, 2)
+    assert tile(256, "fp8_e4m3") == (64, 32, 2)
+
+
+def test_flashinfer_plans_parts_of_128_keys_and_more_while_two_blocks_per_sm_are_free() -> None:
+    """284 places: 16 tiles of 128 packed rows and 8 sequences leave room for two parts, twice the rows for one."""
+    family = plain("flashinfer")
+    splits = {seq: float(cases(family, rows(batch=8, seq=seq, head_dim=64)).splits[0]) for seq in (128, 256, 512)}
+    assert splits == {128: 1.0, 256: 2.0, 512: 1.0}
+    assert float(cases(family, rows(batch=1, seq=1024, head_dim=64)).splits[0]) == 4.0
+
+
+def test_merging_costs_by_rows_so_that_the_longer_sequence_without_parts_is_faster() -> None:
+    """Measured on L40S with vLLM, 8 sequences of 8 query heads on one KV head, head dimension 64: 67 and 31 us."""
+    family, _ = load_family("flashinfer").on(L40S, "prefill", "bf16", "fp8_e4m3", "VLLM")
+    split, whole = (times(rows(8, seq, head_dim=64, cache="fp8_e4m3"), L40S, family)[0] for seq in (256, 512))
+    assert split == pytest.approx(67e-6, rel=0.25)
+    assert whole == pytest.approx(31e-6, rel=0.25)
+
+
+def test_narrow_keys_are_widened_by_every_warp_that_reads_them() -> None:
+    """64 rows in four warps read each key four times, as 128 rows do: per score and element it costs twice."""
+    family = plain("flashinfer")
+    busy = replace(family.constants["convert_per_element"], value=16.0)  # beyond what the products hide
+    family = replace(family, constants={**family.constants, "convert_per_element": busy})
+    free = replace(family, constants={n: q for n, q in family.constants.items() if n != "convert_per_element"})
+
+    def added(head_dim: int) -> float:
+        of = rows(batch=8, seq=8192, heads=32, kv_heads=8, head_dim=head_dim, cache="fp8_e4m3")
+        return float(times(of, L40S, family)[0] - times(of, L40S, free)[0]) / head_dim
+
+    assert added(256) > 1.5 * added(128) > 0.0
+    fresh = rows(batch=8, seq=8192, heads=32, kv_heads=8, cache="fp8_e4m3", read="bf16")
+    assert times(fresh, L40S, family) == times(fresh, L40S, free)
+
+
+def test_fresh_keys_cost_what_16_bit_ones_do_beside_the_cache_writer() -> None:
+    family = plain("flashinfer")
+    narrow, wide = (cases(family, rows(cache=cache, read="bf16")) for cache in ("fp8_e4m3", "bf16"))
+    assert narrow.widths["K"] == wide.widths["K"] == 2.0
+    assert (narrow.stored, wide.stored) == (1.0, None)
+    assert reads_fresh("flashinfer", "SGLang 0.5.14", "prefill")
+    assert not reads_fresh("flashinfer", "SGLang 0.5.14", "decode")
+    assert not reads_fresh("vllm_flashinfer_fiprefill", "VLLM 0.24.0", "prefill")
+
+
+def test_a_chunked_run_is_one_run_per_chunk() -> None:
+    family = plain("flash3")
+    whole, chunked = (cases(family, rows(seq=16384, heads=40, kv_heads=8, window=8192, chunk=c), H100) for c in (0, 8192))
+    parts = cases(family, rows(batch=2, seq=8192, heads=40, kv_heads=8), H100)
+    assert chunked.tiles.total[0] == pytest.approx(2 * parts.tiles.total[0])
+    assert chunked.tiles.longest[0] == parts.tiles.longest[0]
+    assert whole.tiles.total[0] > 1.4 * chunked.tiles.total[0]
+    short = rows(seq=4096, heads=40, kv_heads=8, window=8192, chunk=8192)
+    assert times(short, H100, family) == times(rows(seq=4096, heads=40, kv_heads=8), H100, family)
+
+
+def test_which_rows_are_chunked() -> None:
+    dims, window = np.array([128.0, 128.0, 64.0]), np.array([8192.0, 128.0, 8192.0])
+    assert chunks("fa3", "SGLang 0.5.14", "prefill", dims, window).tolist() == [8192.0, 0.0, 0.0]
+    assert chunks("fa3", "SGLang 0.5.14", "decode", dims, window).tolist() == [0.0, 0.0, 0.0]
+    assert chunks("vllm_flash_attn_fa3", "VLLM 1.0", "prefill", dims, window).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_kernel_that_tests_every_tile_is_slower_with_a_window_than_without() -> None:
+    """SGLang's Triton prefill: every tile pays the test, so a window that hides nothing costs, and much of the causal
+    tiles' time is left when nearly all are passed over."""
+    family = plain("triton_extend")
+
+    def time(seq: int, mask: Mask) -> float:
+        one = {n: np.array([float(x)]) for n, x in
+               {"B": 8, "G": 8, "J": 8, "M": seq, "N": seq, "E": 64, "F": 64}.items()}  # fmt: skip
+        return float(estimate(attention_plan("bf16", "bf16", "bf16"), mask, one, True, L40S, family).time_s[0])
+
+    window = Mask((Causal(), Window(128)))
+    assert time(128, window) > 1.3 * time(128, CAUSAL)
+    assert 0.5 * time(16384, CAUSAL) < time(16384, window) < 1.5 * time(16384, CAUSAL)
+
+
+def test_tile_lines_by_architecture_and_warps_of_a_line() -> None:
+    family = plain("triton_extend")
+    assert cases(family, rows(head_dim=128), H100).block_m[0] == 128
+    assert cases(family, rows(head_dim=128)).block_m[0] == 64
+    assert float(cases(family, rows(head_dim=128)).warps[0]) == 8.0  # type: ignore[index]
+    assert float(cases(family, rows(head_dim=64)).warps[0]) == 4.0  # type: ignore[index]
+    given = Mapping(block_m=64, block_n=64)
+    (plan, mask, _), = groups(rows())  # fmt: skip
+    assert build_cases(plan, mask, sizes_of(rows()), True, L40S, family, given)[0].warps is None
+
+
+def test_keys_past_the_last_one_are_not_fetched() -> None:
+    """One token: a block reads one key, however wide its tile."""
+    family = plain("flash3")
+
+    def l2_bytes(seq: int) -> float:
+        (plan, mask, _), = groups(rows(batch=256, seq=seq, heads=96, kv_heads=96))  # fmt: skip
+        of = rows(batch=256, seq=seq, heads=96, kv_heads=96)
+        return float(estimate(plan, mask, sizes_of(of), True, H100, family).kernels[0].l2_bytes[0])
+
+    blocks, key = 256 * 96, 2 * 128 * 2.0  # K and V of one position, bf16
+    assert l2_bytes(2) - l2_bytes(1) == pytest.approx(blocks * key)
+    assert l2_bytes(128) - l2_bytes(64) == pytest.approx(64 * blocks * key)
+
+
+def test_the_sustained_clock_follows_from_boost_tdp_and_energy() -> None:
+    for gpu in (L40S, H100):
+        drawn = gpu.architecture.joule_per_flop("bf16") * gpu.tensor_flops_per_s("bf16") / gpu.tdp_w.value
+        assert gpu.sustained_hz("bf16") == pytest.approx(gpu.boost_hz.value / (1.0 + drawn))
+        assert 0.6 * gpu.boost_hz.value < gpu.sustained_hz("bf16") < 0.95 * gpu.boost_hz.value
+    cool = replace(L40S, tdp_w=replace(L40S.tdp_w, value=1e9))
+    assert cool.sustained_hz("bf16") == pytest.approx(L40S.boost_hz.value)
+    family, long = plain("flash2"), rows(batch=64, seq=8192, heads=32, kv_heads=8)
+    brief = rows(seq=1024)
+    assert times(long, L40S, family)[0] > 1.1 * times(long, cool, family)[0]
+    assert times(brief, L40S, family)[0] < 1.01 * times(brief, cool, family)[0]
