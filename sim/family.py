@@ -52,6 +52,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "window_per_score": Constant("op", 0.0, 32.0, "the same, more, where a sliding window has two edges to test"),
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
     "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
+    "row_cycles": Constant("cycle", 0.0, 1000.0, "once per block and row of its tile, filled or not (reductions across lanes)"),
     "exit_cycles": Constant("cycle", 0.0, 5000.0, "a part of a split run that finds no key of its own inside the window"),
     "skip_cycles": Constant("cycle", 0.0, 30000.0, "a tile outside a sliding window that is visited only to be tested"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
@@ -73,7 +74,7 @@ NEUTRAL: Mapping[str, float] = {
     "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
     **dict.fromkeys((
         "sequence_s", "split_s", "tile_cycles", "joule_per_flop", "kv_copy", "q_copy", "regroup_s", "token_cycles", "uneven_s",
-        "uneven_copy", "mask_per_score", "window_per_score", "exit_cycles", "skip_cycles", "interval_slack",
+        "uneven_copy", "mask_per_score", "window_per_score", "exit_cycles", "skip_cycles", "row_cycles", "interval_slack",
     ), 0.0),
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
@@ -85,6 +86,7 @@ class Tile:
 
     shared_by  blocks of a cluster that load each key tile together (multicast, products of two SMs)
     dtypes, instructions  operand types of the products and devices that the line holds for (any, when empty)
+    buffered   keys of a tile that one buffer in shared memory holds (all of them, when not given)
     """
 
     head_dim: int
@@ -94,6 +96,7 @@ class Tile:
     shared_by: int = 1
     dtypes: tuple[str, ...] = ()
     instructions: tuple[str, ...] = ()
+    buffered: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,8 @@ class SplitRule:
                 least 85 % as full as the best split's (FlashAttention's heuristic)
     balanced    FlashAttention-3's decode scheduler: that split for one sequence, and no more parts than tiles per SM allow
     fill        `waves` waves of parts, none shorter than `min_keys` or, times the head dimension, than `min_elements`;
-                a wave is one block per resident slot, or per SM (`fills`)
+                a wave is one block per resident slot, or per SM (`fills`); with `root`, no more parts than the root of
+                `root` times the most, so that merging stays short (TensorRT-LLM's XQA)
     logarithmic as many parts as SMs, times log2(keys / `min_keys`), at most `most` (SGLang's Triton kernels)
     packed_only any rule: only where several query heads share a block's rows (FlashAttention-2 splits no other decode)
     fixed       `most` parts for grids of up to `blocks_up_to` blocks (vLLM's Triton kernel)
@@ -120,6 +124,7 @@ class SplitRule:
     most: int = 1
     blocks_up_to: int = 0
     packed_only: bool = False
+    root: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,16 +356,17 @@ def _split_by(item: Item | None) -> str:
 
 
 def _tile(item: Item) -> Tile:
-    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows", "shared_by", "dtypes", "instructions"))
+    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows", "shared_by", "dtypes", "instructions", "buffered"))
     rows = t["rows"].integer(1) if "rows" in t else None
     shared = t["shared_by"].integer(1) if "shared_by" in t else 1
     where = tuple(i.choice(INSTRUCTIONS) for i in t["instructions"].items()) if "instructions" in t else ()
     only = tuple(d.choice(DTYPES) for d in t["dtypes"].items()) if "dtypes" in t else ()
-    return Tile(t["head_dim"].integer(1), t["block_m"].integer(1), t["block_n"].integer(1), rows, shared, only, where)
+    held = t["buffered"].integer(1) if "buffered" in t else None
+    return Tile(t["head_dim"].integer(1), t["block_m"].integer(1), t["block_n"].integer(1), rows, shared, only, where, held)
 
 
 def _split(item: Item) -> SplitRule:
-    keys = ("min_tiles", "min_keys", "waves", "min_elements", "fills", "most", "blocks_up_to", "packed_only")
+    keys = ("min_tiles", "min_keys", "waves", "min_elements", "fills", "most", "blocks_up_to", "packed_only", "root")
     t = item.table(required=("rule",), optional=keys)
     rule = t["rule"].choice(("none", "efficiency", "balanced", "fill", "logarithmic", "fixed"))
     tiles, least, waves = (t[k].integer(1) if k in t else 1 for k in ("min_tiles", "min_keys", "waves"))
@@ -368,7 +374,8 @@ def _split(item: Item) -> SplitRule:
     fills = t["fills"].choice(("slots", "sms")) if "fills" in t else "slots"
     most, blocks = (t[k].integer(1) if k in t else 1 for k in ("most", "blocks_up_to"))
     packed = t["packed_only"].boolean() if "packed_only" in t else False
-    return SplitRule(rule, tiles, least, waves, elements, fills, most, blocks, packed)
+    root = t["root"].integer(1) if "root" in t else 0
+    return SplitRule(rule, tiles, least, waves, elements, fills, most, blocks, packed, root)
 
 
 def _constants(item: Item) -> Mapping[str, Quantity]:

@@ -137,10 +137,11 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
         peak |= {"tensor cores": ZERO * lanes, "fp32 pipe": peak["fp32 pipe"] + lanes / family.constant("mma_efficiency")}
     scores = at[QUERY] * at[KEY]
     peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * scores / arch.vector_ops_per_cycle.value
-    loaded = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams), ZERO)
-    shared = loaded * (1.0 + np.ceil(cases.block_m / family.operand_rows))
+    buffered = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams), ZERO)
+    shared = buffered * (1.0 + np.ceil(cases.block_m / family.operand_rows))
     peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
-    loaded = loaded / cases.shared_by
+    held = {**at, KEY: np.minimum(at[KEY], cases.sizes[KEY])}  # past the last key a tile is filled with zeros, not fetched
+    loaded = sum((elements(t, held) * cases.widths[t.name] for t in sweep.streams), ZERO) / cases.shared_by
     peak["L2"] = loaded / arch.l2_bytes_per_cycle.value
     real = {**peak, "tensor cores": peak["tensor cores"] / family.constant("mma_efficiency")}
     widest = reduce(np.maximum, real.values())
@@ -161,9 +162,17 @@ def _unit_cycles(share: Share, at: Mapping[str, Array], cases: Cases, gpu: Gpu) 
 
 def _block_cycles(work: KernelWork, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family: Family) -> Array:
     """Once per block: resident tensors in, results out, and the Einsums outside the sweeps, one after the other."""
-    moved = sum((elements(t, at) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), ZERO)
+    moved = _row_bytes(work, at, cases)
     once = _unit_cycles(work.block, at, cases, gpu)
-    return moved / family.constant("block_bytes_per_cycle") + sum(once.values(), ZERO)
+    reduced = family.constant("row_cycles") * cases.block_m
+    return moved / family.constant("block_bytes_per_cycle") + reduced + sum(once.values(), ZERO)
+
+
+def _row_bytes(work: KernelWork, at: Mapping[str, Array], cases: Cases) -> Array:
+    """Bytes of the resident tensors and results of one block: of the rows that hold a query, not of those that fill it up."""
+    rows = np.minimum(at[QUERY], _held_rows(cases))
+    there = {**at, QUERY: rows, f"{QUERY}0": rows}
+    return sum((elements(t, there) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), ZERO)
 
 
 def grid_extents(work: KernelWork, cases: Cases) -> list[tuple[str, Array]]:
@@ -186,14 +195,18 @@ def tile_sizes(cases: Cases, family: Family) -> dict[str, Array]:
 
     A short problem fills its block only up to the last group of `row_granule` rows that holds a query.
     """
-    held = cases.sizes[QUERY] * np.where(cases.pack, cases.sizes["J"], 1.0)
-    rows = np.minimum(cases.block_m, np.ceil(held / family.row_granule) * family.row_granule)
+    rows = np.minimum(cases.block_m, np.ceil(_held_rows(cases) / family.row_granule) * family.row_granule)
     at = dict(cases.sizes)
     at |= dict.fromkeys(OUTER, ONE)
     at |= {QUERY: rows, KEY: cases.block_n}
     for rank, tile in ((QUERY, rows), (KEY, cases.block_n)):
         at |= {f"{rank}0": tile, f"{rank}1": ONE}
     return at
+
+
+def _held_rows(cases: Cases) -> Array:
+    """Query rows that there are for the blocks of one head, or of one KV head where its query heads are packed."""
+    return cases.sizes[QUERY] * np.where(cases.pack, cases.sizes["J"], 1.0)
 
 
 def _assemble(
@@ -288,8 +301,7 @@ def _copies(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Array:
 
 def _resident_bytes(work: KernelWork, cases: Cases, family: Family, replicas: Array, tiles: Tiles) -> Array:
     at = tile_sizes(cases, family)
-    per_block = sum((elements(t, at) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), ZERO)
-    return per_block * tiles.blocks * replicas * cases.splits
+    return _row_bytes(work, at, cases) * tiles.blocks * replicas * cases.splits
 
 
 def _partial_bytes(work: KernelWork, cases: Cases) -> Array:

@@ -99,7 +99,8 @@ def choose_tile(
     family: Family, arch: Architecture, head_dim: Array, query_rows: Array, row_bytes: Array, key_bytes: Array
 ) -> tuple[Array, Array, Array]:
     """(block_m, block_n, blocks per SM) by the family's table, halved until one block fits into shared memory."""
-    block_m, block_n = _table_tile(family, head_dim, query_rows)
+    block_m, block_n, buffered = _table_tile(family, head_dim, query_rows)
+    key_bytes = key_bytes * buffered
     fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes)
     while np.any(fits < 1) and np.any((fits < 1) & (block_n > 16) | (fits < 1) & (block_m > 16)):
         narrow = (fits < 1) & (block_n > 32)
@@ -110,12 +111,13 @@ def choose_tile(
     return block_m, block_n, np.maximum(fits, 1.0)
 
 
-def _table_tile(family: Family, head_dim: Array, query_rows: Array) -> tuple[Array, Array]:
-    """Block shapes by the family's table, for every case."""
+def _table_tile(family: Family, head_dim: Array, query_rows: Array) -> tuple[Array, Array, Array]:
+    """Block shapes by the family's table, and the share of a key tile that a buffer holds, for every case."""
     line = tile_lines(family, head_dim, query_rows)
     return (
         np.array([t.block_m for t in family.tiles], dtype=np.float64)[line],
         np.array([t.block_n for t in family.tiles], dtype=np.float64)[line],
+        np.array([(t.buffered or t.block_n) / t.block_n for t in family.tiles])[line],
     )
 
 
@@ -149,6 +151,8 @@ def choose_splits(
         most = np.maximum(1.0, np.ceil(keys / rule.min_keys))
         if rule.min_elements:
             most = np.minimum(most, np.maximum(1.0, np.ceil(keys * head_dim / rule.min_elements)))
+        if rule.root:
+            most = np.maximum(1.0, np.minimum(most, np.round(np.sqrt(rule.root * most))))
         wanted = np.floor(rule.waves * (slots if rule.fills == "slots" else sms) / blocks)
         return np.clip(wanted, 1.0, np.minimum(most, np.maximum(tiles, 1.0)))
     if rule.rule == "logarithmic":
