@@ -154,7 +154,7 @@ def choose_splits(
         if rule.root:
             most = np.maximum(1.0, np.minimum(most, np.round(np.sqrt(rule.root * most))))
         wanted = np.floor(rule.waves * (slots if rule.fills == "slots" else sms) / blocks)
-        return np.clip(wanted, 1.0, np.minimum(most, np.maximum(tiles, 1.0)))
+        return np.clip(wanted, 1.0, most if rule.min_keys > 1 else np.minimum(most, np.maximum(tiles, 1.0)))
     if rule.rule == "logarithmic":
         wanted = sms * np.maximum(np.log2(np.maximum(keys, 1.0) / rule.min_keys), 1.0)
         return np.clip(np.ceil(wanted / blocks), 1.0, np.minimum(rule.most, np.maximum(tiles, 1.0)))
