@@ -75,6 +75,8 @@ def build_cases(
     splits = np.ones(block_m.shape)
     if mapping is not None or family.window_splits or not windowed:
         splits = _split_choice(plan, full, tiles, block_n, resident, pack, gpu, family, mapping)
+    if mapping is None and family.grows:
+        resident = _grown(resident, tiles.blocks * full["B"] * full["G"] * np.where(pack, 1.0, full["J"]), splits, gpu)
     idle, passed = np.zeros(splits.shape), np.zeros(splits.shape)
     if windowed and mapping is None and not family.window_skips:
         without = Mask(tuple(r for r in mask.restrictions if r.kind != "window"))
@@ -110,6 +112,12 @@ def _tile_choice(
             "its widest row, shrunk until a block fits into shared memory"
         )
     return chosen
+
+
+def _grown(resident: Array, blocks: Array, splits: Array, gpu: Gpu) -> Array:
+    """Blocks per SM where blocks grow: one in a split run, half as many where all of the grid would fit at once."""
+    halved = np.where(blocks <= resident * gpu.sms.value, np.maximum(np.floor(resident / 2.0), 1.0), resident)
+    return np.where(splits > 1.0, 1.0, halved)
 
 
 def _sharing(

@@ -53,6 +53,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
     "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
     "row_cycles": Constant("cycle", 0.0, 1000.0, "once per block and row of its tile, filled or not (reductions across lanes)"),
+    "merge_cycles": Constant("cycle", 0.0, 30000.0, "a block of a split run that waits for the others and merges, in the kernel"),
     "exit_cycles": Constant("cycle", 0.0, 5000.0, "a part of a split run that finds no key of its own inside the window"),
     "skip_cycles": Constant("cycle", 0.0, 30000.0, "a tile outside a sliding window that is visited only to be tested"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
@@ -74,7 +75,7 @@ NEUTRAL: Mapping[str, float] = {
     "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
     **dict.fromkeys((
         "sequence_s", "split_s", "tile_cycles", "joule_per_flop", "kv_copy", "q_copy", "regroup_s", "token_cycles", "uneven_s",
-        "uneven_copy", "mask_per_score", "window_per_score", "exit_cycles", "skip_cycles", "row_cycles", "interval_slack",
+        "uneven_copy", "mask_per_score", "window_per_score", "exit_cycles", "skip_cycles", "row_cycles", "merge_cycles", "interval_slack",
     ), 0.0),
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
@@ -108,7 +109,8 @@ class SplitRule:
                 least 85 % as full as the best split's (FlashAttention's heuristic)
     balanced    FlashAttention-3's decode scheduler: that split for one sequence, and no more parts than tiles per SM allow
     fill        `waves` waves of parts, none shorter than `min_keys` or, times the head dimension, than `min_elements`;
-                a wave is one block per resident slot, or per SM (`fills`); with `root`, no more parts than the root of
+                a wave is one block per resident slot, or per SM (`fills`), the last one filled (`rounds: up`) or not
+                begun; with `root`, no more parts than the root of
                 `root` times the most, so that merging stays short (TensorRT-LLM's XQA)
     logarithmic as many parts as SMs, times log2(keys / `min_keys`), at most `most` (SGLang's Triton kernels)
     packed_only any rule: only where several query heads share a block's rows (FlashAttention-2 splits no other decode)
@@ -125,6 +127,7 @@ class SplitRule:
     blocks_up_to: int = 0
     packed_only: bool = False
     root: int = 0
+    rounds: str = "down"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,7 @@ class Family:
     window_skips: bool = True  # whether tiles outside a sliding window are left out
     window_split_by: str = "window"  # what a split run divides: the keys in the window, or the whole "cache"
     products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
+    grows: bool = False  # blocks take more threads where the grid leaves SMs room, and fewer of them fit an SM at a time
     arithmetic: str = "operands"  # products in the operands' type, or in the "cache"'s: then queries are converted too
 
     def for_products(self, gpu: Gpu, dtype: str, kv_dtype: str) -> tuple[Family, str]:
@@ -309,7 +313,7 @@ _KEYS = (
 
 
 def _family(root: Item) -> Family:
-    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic", "products"))
+    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic", "products", "grows"))
     return Family(
         name=t["name"].text(),
         title=t["title"].text(),
@@ -334,6 +338,7 @@ def _family(root: Item) -> Family:
         constants=_constants(t["constants"]),
         fits=tuple(_fit(i) for i in t["fits"].items()) if "fits" in t else (),
         products=t["products"].choice(("tensor", "vector")) if "products" in t else "tensor",
+        grows=t["grows"].boolean() if "grows" in t else False,
         arithmetic=t["arithmetic"].choice(("operands", "cache")) if "arithmetic" in t else "operands",
     )
 
@@ -366,7 +371,8 @@ def _tile(item: Item) -> Tile:
 
 
 def _split(item: Item) -> SplitRule:
-    keys = ("min_tiles", "min_keys", "waves", "min_elements", "fills", "most", "blocks_up_to", "packed_only", "root")
+    keys = ("min_tiles", "min_keys", "waves", "min_elements", "fills", "most", "blocks_up_to", "packed_only", "root",
+            "rounds")  # fmt: skip
     t = item.table(required=("rule",), optional=keys)
     rule = t["rule"].choice(("none", "efficiency", "balanced", "fill", "logarithmic", "fixed"))
     tiles, least, waves = (t[k].integer(1) if k in t else 1 for k in ("min_tiles", "min_keys", "waves"))
@@ -375,7 +381,8 @@ def _split(item: Item) -> SplitRule:
     most, blocks = (t[k].integer(1) if k in t else 1 for k in ("most", "blocks_up_to"))
     packed = t["packed_only"].boolean() if "packed_only" in t else False
     root = t["root"].integer(1) if "root" in t else 0
-    return SplitRule(rule, tiles, least, waves, elements, fills, most, blocks, packed, root)
+    rounds = t["rounds"].choice(("up", "down")) if "rounds" in t else "down"
+    return SplitRule(rule, tiles, least, waves, elements, fills, most, blocks, packed, root, rounds)
 
 
 def _constants(item: Item) -> Mapping[str, Quantity]:

@@ -102,6 +102,7 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     mask_ops: Array = cases.mask_ops + family.constant("mask_per_score") + edges
     masked = mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * resident
     fixed = family.constant("block_cycles") + resident * _block_cycles(work, at, cases, gpu, family)
+    fixed = fixed + np.where(cases.splits > 1, family.constant("merge_cycles"), 0.0)
 
     def block(total: Array, border: Array) -> Array:
         return fixed + np.ceil(total / cases.splits) * per_tile + np.ceil(border / cases.splits) * masked * len(swept)

@@ -153,7 +153,8 @@ def choose_splits(
             most = np.minimum(most, np.maximum(1.0, np.ceil(keys * head_dim / rule.min_elements)))
         if rule.root:
             most = np.maximum(1.0, np.minimum(most, np.round(np.sqrt(rule.root * most))))
-        wanted = np.floor(rule.waves * (slots if rule.fills == "slots" else sms) / blocks)
+        wanted = rule.waves * (slots if rule.fills == "slots" else sms) / blocks
+        wanted = np.ceil(wanted) if rule.rounds == "up" else np.floor(wanted)
         return np.clip(wanted, 1.0, most if rule.min_keys > 1 else np.minimum(most, np.maximum(tiles, 1.0)))
     if rule.rule == "logarithmic":
         wanted = sms * np.maximum(np.log2(np.maximum(keys, 1.0) / rule.min_keys), 1.0)
