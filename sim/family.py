@@ -54,7 +54,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
     "row_cycles": Constant("cycle", 0.0, 1000.0, "once per block and row of its tile, filled or not (reductions across lanes)"),
     "merge_cycles": Constant("cycle", 0.0, 30000.0, "a block of a split run that waits for the others and merges, in the kernel"),
-    "exit_cycles": Constant("cycle", 0.0, 5000.0, "a part of a split run that finds no key of its own inside the window"),
+    "exit_cycles": Constant("cycle", 0.0, 20000.0, "a part of a split run that finds no key of its own inside the window"),
     "skip_cycles": Constant("cycle", 0.0, 30000.0, "a tile outside a sliding window that is visited only to be tested"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
     "regroup_s": Constant("s", 0.0, 1.5e-5, "copies that bring the packed query heads of several sequences into order"),
@@ -187,6 +187,7 @@ class Family:
     window_skips: bool = True  # whether tiles outside a sliding window are left out
     window_split_by: str = "window"  # what a split run divides: the keys in the window, or the whole "cache"
     products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
+    widths: tuple[int, ...] = ()  # head dimensions that there are kernels for; others take the next one, filled with zeros
     grows: bool = False  # blocks take more threads where the grid leaves SMs room, and fewer of them fit an SM at a time
     arithmetic: str = "operands"  # products in the operands' type, or in the "cache"'s: then queries are converted too
 
@@ -313,7 +314,7 @@ _KEYS = (
 
 
 def _family(root: Item) -> Family:
-    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic", "products", "grows"))
+    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic", "products", "grows", "widths"))
     return Family(
         name=t["name"].text(),
         title=t["title"].text(),
@@ -338,6 +339,7 @@ def _family(root: Item) -> Family:
         constants=_constants(t["constants"]),
         fits=tuple(_fit(i) for i in t["fits"].items()) if "fits" in t else (),
         products=t["products"].choice(("tensor", "vector")) if "products" in t else "tensor",
+        widths=tuple(i.integer(1) for i in t["widths"].items()) if "widths" in t else (),
         grows=t["grows"].boolean() if "grows" in t else False,
         arithmetic=t["arithmetic"].choice(("operands", "cache")) if "arithmetic" in t else "operands",
     )

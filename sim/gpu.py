@@ -131,14 +131,14 @@ class _TileCost:
 
 
 def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family: Family) -> _TileCost:
-    arch = gpu.architecture
-    peak = _unit_cycles(sweep.share, at, cases, gpu)
+    arch, wide = gpu.architecture, _widened(at, family)
+    peak = _unit_cycles(sweep.share, wide, cases, gpu)
     if family.products == "vector":
-        lanes = sweep.share.matmul().at(at) / arch.vector_ops_per_cycle.value
+        lanes = sweep.share.matmul().at(wide) / arch.vector_ops_per_cycle.value
         peak |= {"tensor cores": ZERO * lanes, "fp32 pipe": peak["fp32 pipe"] + lanes / family.constant("mma_efficiency")}
     scores = at[QUERY] * at[KEY]
     peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * scores / arch.vector_ops_per_cycle.value
-    buffered = sum((elements(t, at) * cases.widths[t.name] for t in sweep.streams), ZERO)
+    buffered = sum((elements(t, wide) * cases.widths[t.name] for t in sweep.streams), ZERO)
     shared = buffered * (1.0 + np.ceil(cases.block_m / family.operand_rows))
     peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
     held = {**at, KEY: np.minimum(at[KEY], cases.sizes[KEY])}  # past the last key a tile is filled with zeros, not fetched
@@ -148,6 +148,18 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
     widest = reduce(np.maximum, real.values())
     alone = widest + family.constant("unhidden") * (sum(real.values(), ZERO) - widest)
     return _TileCost(peak, alone, widest, loaded, shared)
+
+
+def _widened(at: Mapping[str, Array], family: Family) -> Mapping[str, Array]:
+    """The sizes with feature ranks filled up to the next width that the family is compiled for; wider ones stay."""
+    if not family.widths:
+        return at
+    steps = np.array(family.widths, dtype=np.float64)
+
+    def filled(size: Array) -> Array:
+        return np.maximum(size, steps[np.minimum(np.searchsorted(steps, size), len(steps) - 1)])
+
+    return {r: filled(v) if r in PADDED else v for r, v in at.items()}
 
 
 def _unit_cycles(share: Share, at: Mapping[str, Array], cases: Cases, gpu: Gpu) -> dict[str, Array]:
