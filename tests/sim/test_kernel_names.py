@@ -27,7 +27,7 @@ def test_one_name_stands_for_several_kernels() -> None:
     assert named("torch_flow", "decode", B200) == "trtllm_gen"
     assert named("torch_flow", "decode", H100) == "xqa"
     assert named("torch_flow", "decode", H100, group=1) == "mmha"
-    assert named("torch_flow", "decode", H100, group=64) == named("torch_flow", "decode", B200, group=64) == "trtllm_wide_group"
+    assert named("torch_flow", "decode", H100, group=64) == named("torch_flow", "decode", B200, group=64) == "mmha"
     assert named("flash_attention", "prefill", H100) == "flash3"
     assert named("flash_attention", "prefill", A100) == "flash3_sm80"
     assert named("no_such_kernel", "prefill", A100) == ""
