@@ -161,17 +161,20 @@ PHASE_CONSTANTS: Mapping[str, tuple[str, ...]] = {
     "decode": ("regroup_s", "combine_s", "split_s", "sequence_s", "row_cycles", "merge_cycles"),
 }
 WINDOW_CONSTANTS = ("window_per_score", "skip_cycles", "exit_cycles")
+NARROW_CONSTANTS = ("convert_per_element",)
 UNEVEN_CONSTANTS = ("uneven_s", "uneven_copy")
 
 
 def constants_for(family: Family, phase: str, samples: Sequence[Sample] = ()) -> tuple[str, ...]:
     """The constants that measurements of a phase can tell: those of every tile, what the phase alone does, and what
-    only windows or keys and values of different widths show, where the rows have them."""
+    only windows, keys and values of different widths or a narrower cache show, where the rows have them."""
     own = PHASE_CONSTANTS[phase]
     merges = ("combine_s",) if family.split[phase].rule != "none" and "combine_s" not in own else ()
     windows = WINDOW_CONSTANTS if any(np.any(s.rows.window > 0) for s in samples) else ()
     uneven = UNEVEN_CONSTANTS if any(np.any(s.rows.value_dim != s.rows.head_dim) for s in samples) else ()
-    return (*TILE_CONSTANTS, *own, *merges, *windows, *uneven)
+    converts = family.arithmetic == "operands" and any(np.any(s.rows.kv_dtype != s.rows.dtype) for s in samples)
+    narrow = NARROW_CONSTANTS if converts else ()
+    return (*TILE_CONSTANTS, *own, *merges, *windows, *uneven, *narrow)
 
 
 COVERED = 87.0

@@ -48,6 +48,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "unhidden": Constant("", 0.005, 1.0, "share of the smaller resources' cycles that the largest does not hide"),
     "unhidden_memory": Constant("", 0.0, 1.0, "share of the smaller of compute and memory time that is not hidden"),
     "vector_per_score": Constant("op", 0.0, 12.0, "fp32-pipe operations per score beside the cascade's (conversions)"),
+    "convert_per_element": Constant("op", 0.0, 16.0, "fp32-pipe operations per cached element that is narrower than the operands"),
     "mask_per_score": Constant("op", 0.0, 16.0, "fp32-pipe operations per score of a masked tile beside the mask's own"),
     "window_per_score": Constant("op", 0.0, 32.0, "the same, more, where a sliding window has two edges to test"),
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
@@ -75,7 +76,8 @@ NEUTRAL: Mapping[str, float] = {
     "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
     **dict.fromkeys((
         "sequence_s", "split_s", "tile_cycles", "joule_per_flop", "kv_copy", "q_copy", "regroup_s", "token_cycles", "uneven_s",
-        "uneven_copy", "mask_per_score", "window_per_score", "exit_cycles", "skip_cycles", "row_cycles", "merge_cycles", "interval_slack",
+        "uneven_copy", "mask_per_score", "window_per_score", "exit_cycles", "skip_cycles", "row_cycles", "merge_cycles", "convert_per_element",
+        "interval_slack",
     ), 0.0),
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
@@ -88,6 +90,8 @@ class Tile:
     shared_by  blocks of a cluster that load each key tile together (multicast, products of two SMs)
     dtypes, instructions  operand types of the products and devices that the line holds for (any, when empty)
     buffered   keys of a tile that one buffer in shared memory holds (all of them, when not given)
+    partials   groups of warps that split a tile's keys, whose fp32 results lie in shared memory at the end
+    step       the tile has this many keys, doubled up to block_n as long as the shared memory of half an SM holds them
     """
 
     head_dim: int
@@ -98,6 +102,8 @@ class Tile:
     dtypes: tuple[str, ...] = ()
     instructions: tuple[str, ...] = ()
     buffered: int | None = None
+    step: int | None = None
+    partials: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,13 +369,15 @@ def _split_by(item: Item | None) -> str:
 
 
 def _tile(item: Item) -> Tile:
-    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows", "shared_by", "dtypes", "instructions", "buffered"))
+    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows", "shared_by", "dtypes", "instructions", "buffered", "step", "partials"))
     rows = t["rows"].integer(1) if "rows" in t else None
     shared = t["shared_by"].integer(1) if "shared_by" in t else 1
     where = tuple(i.choice(INSTRUCTIONS) for i in t["instructions"].items()) if "instructions" in t else ()
     only = tuple(d.choice(DTYPES) for d in t["dtypes"].items()) if "dtypes" in t else ()
-    held = t["buffered"].integer(1) if "buffered" in t else None
-    return Tile(t["head_dim"].integer(1), t["block_m"].integer(1), t["block_n"].integer(1), rows, shared, only, where, held)
+    held, step = (t[k].integer(1) if k in t else None for k in ("buffered", "step"))
+    sizes = (t[k].integer(1) for k in ("head_dim", "block_m", "block_n"))
+    partials = t["partials"].integer(1) if "partials" in t else 0
+    return Tile(*sizes, rows, shared, only, where, held, step, partials)
 
 
 def _split(item: Item) -> SplitRule:

@@ -17,7 +17,7 @@ import numpy as np
 from einsight.einsum.ir import Tensor
 from einsight.sim.family import Family
 from einsight.sim.grid import Tiles
-from einsight.sim.hardware import Gpu
+from einsight.sim.hardware import DTYPE_BYTES, Gpu
 from einsight.sim.schedule import ONE, ZERO, Array, Flags, makespan
 from einsight.sim.traffic import OUTER, Cache, elements, hbm_bytes
 from einsight.sim.work import KEY, QUERY, KernelWork, Share, Sweep, costs_of
@@ -138,6 +138,7 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
         peak |= {"tensor cores": ZERO * lanes, "fp32 pipe": peak["fp32 pipe"] + lanes / family.constant("mma_efficiency")}
     scores = at[QUERY] * at[KEY]
     peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * scores / arch.vector_ops_per_cycle.value
+    peak["fp32 pipe"] = peak["fp32 pipe"] + _conversion(sweep, wide, cases, family) / arch.vector_ops_per_cycle.value
     buffered = sum((elements(t, wide) * cases.widths[t.name] for t in sweep.streams), ZERO)
     shared = buffered * (1.0 + np.ceil(cases.block_m / family.operand_rows))
     peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
@@ -148,6 +149,13 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
     widest = reduce(np.maximum, real.values())
     alone = widest + family.constant("unhidden") * (sum(real.values(), ZERO) - widest)
     return _TileCost(peak, alone, widest, loaded, shared)
+
+
+def _conversion(sweep: Sweep, at: Mapping[str, Array], cases: Cases, family: Family) -> Array:
+    """Operations that turn cached elements narrower than the operands into operands, once per reading of the tile."""
+    narrow = [t for t in sweep.streams if QUERY not in t.ranks and cases.widths[t.name] < DTYPE_BYTES[cases.dtype]]
+    read = sum((elements(t, at) for t in narrow), ZERO) * np.ceil(cases.block_m / family.operand_rows)
+    return family.constant("convert_per_element") * read
 
 
 def _widened(at: Mapping[str, Array], family: Family) -> Mapping[str, Array]:

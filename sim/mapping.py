@@ -101,13 +101,16 @@ def choose_tile(
     """(block_m, block_n, blocks per SM) by the family's table, halved until one block fits into shared memory."""
     block_m, block_n, buffered = _table_tile(family, head_dim, query_rows)
     key_bytes = key_bytes * buffered
-    fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes)
+    line = tile_lines(family, head_dim, query_rows)
+    block_n = _filled(family, arch, line, block_m * row_bytes, block_n, key_bytes)
+    last = 4.0 * head_dim * np.array([t.partials for t in family.tiles], dtype=np.float64)[line]
+    fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, last)
     while np.any(fits < 1) and np.any((fits < 1) & (block_n > 16) | (fits < 1) & (block_m > 16)):
         narrow = (fits < 1) & (block_n > 32)
         block_n = np.where(narrow, np.maximum(16.0, np.floor(block_n / 32) * 16), block_n)
         block_m = np.where((fits < 1) & ~narrow & (block_m > 16), block_m / 2, block_m)
         block_n = np.where((fits < 1) & ~narrow & (block_m <= 16), 16.0, block_n)
-        fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes)
+        fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, last)
     return block_m, block_n, np.maximum(fits, 1.0)
 
 
@@ -121,6 +124,20 @@ def _table_tile(family: Family, head_dim: Array, query_rows: Array) -> tuple[Arr
     )
 
 
+def _filled(
+    family: Family, arch: Architecture, line: NDArray[np.int64], rows: Array, most: Array, key_bytes: Array
+) -> Array:
+    """Keys of a tile that doubles from a step on with the shared memory: of half an SM where two blocks of one step fit, else of
+    all. `rows`: bytes that the query rows take; `most` keys at most. Tiles without a step stay."""
+    step = np.array([t.step or 0 for t in family.tiles], dtype=np.float64)[line]
+    if not step.any():
+        return most
+    one = rows + step * key_bytes
+    share = np.where(2.0 * one <= arch.shared_bytes.value, arch.shared_bytes.value / 2.0, arch.shared_bytes_per_block.value)
+    steps = 2.0 ** np.floor(np.log2(np.floor((share - rows) / np.maximum(step * key_bytes, 1.0)).clip(1.0)))
+    return np.where(step > 0.0, np.minimum(steps * step, most), most)
+
+
 def tile_lines(family: Family, head_dim: Array, query_rows: Array) -> NDArray[np.int64]:
     """The line of the tile table that covers each case: the first that does, else the last."""
     line = np.full(np.broadcast(head_dim, query_rows).shape, len(family.tiles) - 1)
@@ -130,8 +147,11 @@ def tile_lines(family: Family, head_dim: Array, query_rows: Array) -> NDArray[np
     return line
 
 
-def _fits(family: Family, arch: Architecture, m: Array, n: Array, row_bytes: Array, key_bytes: Array) -> Array:
-    shared = shared_bytes(m, n, row_bytes, key_bytes, family.stages)
+def _fits(
+    family: Family, arch: Architecture, m: Array, n: Array, row_bytes: Array, key_bytes: Array, last: Array
+) -> Array:
+    """Blocks per SM; `last`: bytes per query row that lie in the same shared memory at the block's end."""
+    shared = np.maximum(shared_bytes(m, n, row_bytes, key_bytes, family.stages), m * last)
     return occupancy(arch, shared, family.warps, family.registers_per_thread)
 
 
