@@ -27,6 +27,9 @@ SOFT = 0.08
 PULL = 0.02
 """Weight of the starting values: one unit of relative change counts as much as one row 2 % off."""
 
+START: Mapping[str, float] = {"convert_per_element": 4.0}
+"""Where the search begins for an effect that others imitate, and that it does not find from zero."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
@@ -74,7 +77,8 @@ def fit(
     train = _prepare([_thin(a, most // max(len(samples), 1)) for a, _ in halves], family)
     held = _prepare(list(judge) or [b for _, b in halves], family)
     low, high = (np.array([getattr(CONSTANTS[n], side) for n in names]) for side in ("low", "high"))
-    start = np.clip([family.constant(n) for n in names], low + 1e-3 * (high - low), high - 1e-3 * (high - low))
+    begin = [START[n] if n in START and n not in family.constants else family.constant(n) for n in names]
+    start = np.clip(begin, low + 1e-3 * (high - low), high - 1e-3 * (high - low))
     scale = np.maximum(start, 0.05 * high)
 
     def residuals(x: Array) -> Array:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
+from numpy.typing import NDArray
 
 from einsight.sim.family import Family
 from einsight.sim.gpu import Cases, KernelTime, kernel_time
@@ -70,7 +71,8 @@ def build_cases(
     windowed = mask.window is not None
     pack = _packed(full, family, mapping, windowed)
     heads = np.where(pack, full["J"], 1.0)
-    block_m, block_n, resident = _tile_choice(plan, full, full[QUERY] * heads, gpu, family, mapping, notes)
+    line = tile_lines(family, np.broadcast_to(head_dim(plan, full), heads.shape), full[QUERY] * heads, full[QUERY])
+    block_m, block_n, resident = _tile_choice(plan, full, line, gpu, family, mapping, notes)
     tiles = _tiles(mask, full, block_m, block_n, heads, family, mapping)
     splits = np.ones(block_m.shape)
     if mapping is not None or family.window_splits or not windowed:
@@ -91,20 +93,20 @@ def build_cases(
         persistent=np.full(block_m.shape, persistent), pack=pack, warm=np.full(block_m.shape, warm), tiles=tiles,
         widths=plan.widths, dtype=dtype, touched=touched_keys(mask, full[QUERY], full[KEY]) / full[KEY],
         mask_ops=mask_operations(mask, gpu.architecture),
-        shared_by=_sharing(plan, full, full[QUERY] * heads, family, mapping),
+        shared_by=_sharing(line, family, mapping), readings=_readings(line, block_m, family, mapping),
         idle_parts=idle, passed_tiles=passed, windowed=full[KEY] > (mask.window or np.inf),
     ), tuple(notes)  # fmt: skip
 
 
 def _tile_choice(
-    plan: Plan, sizes: MappingType[str, Array], query_rows: Array, gpu: Gpu, family: Family, mapping: Mapping | None,
+    plan: Plan, sizes: MappingType[str, Array], line: NDArray[np.int64], gpu: Gpu, family: Family, mapping: Mapping | None,
     notes: list[str],
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     shape = sizes[QUERY].shape
     if mapping is not None:
         return tuple(np.full(shape, float(x)) for x in (mapping.block_m, mapping.block_n, mapping.blocks_per_sm))  # type: ignore[return-value]
     dims, rows, keys = (np.broadcast_to(f(plan, sizes), shape) for f in (head_dim, row_bytes, key_bytes))
-    chosen = choose_tile(family, gpu.architecture, dims, query_rows, rows, keys)
+    chosen = choose_tile(family, gpu.architecture, line, dims, rows, keys)
     wide = dims > family.tiles[-1].head_dim
     if np.any(wide):
         notes.append(
@@ -120,14 +122,17 @@ def _grown(resident: Array, blocks: Array, splits: Array, gpu: Gpu) -> Array:
     return np.where(splits > 1.0, 1.0, halved)
 
 
-def _sharing(
-    plan: Plan, sizes: MappingType[str, Array], query_rows: Array, family: Family, mapping: Mapping | None
-) -> Array | float:
+def _sharing(line: NDArray[np.int64], family: Family, mapping: Mapping | None) -> Array | float:
     """Blocks that load each key tile together; a given mapping has no clusters."""
     if mapping is not None or all(t.shared_by == 1 for t in family.tiles):
         return 1.0
-    line = tile_lines(family, np.broadcast_to(head_dim(plan, sizes), query_rows.shape), query_rows)
     return np.array([t.shared_by for t in family.tiles], dtype=np.float64)[line]
+
+
+def _readings(line: NDArray[np.int64], block_m: Array, family: Family, mapping: Mapping | None) -> Array:
+    """Times that a block's warps read each key tile from shared memory: once per group of rows that one reading serves."""
+    served = np.array([t.operand_rows or family.operand_rows for t in family.tiles], dtype=np.float64)[line]
+    return np.ceil(block_m / (served if mapping is None else family.operand_rows))
 
 
 def _packed(sizes: MappingType[str, Array], family: Family, mapping: Mapping | None, windowed: bool) -> Flags:

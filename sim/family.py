@@ -90,6 +90,8 @@ class Tile:
     shared_by  blocks of a cluster that load each key tile together (multicast, products of two SMs)
     dtypes, instructions  operand types of the products and devices that the line holds for (any, when empty)
     buffered   keys of a tile that one buffer in shared memory holds (all of them, when not given)
+    queries    query positions of one head up to which the line holds (1: decode alone)
+    operand_rows  of the line, in place of the family's
     partials   groups of warps that split a tile's keys, whose fp32 results lie in shared memory at the end
     step       the tile has this many keys, doubled up to block_n as long as the shared memory of half an SM holds them
     """
@@ -104,6 +106,8 @@ class Tile:
     buffered: int | None = None
     step: int | None = None
     partials: int = 0
+    queries: int | None = None
+    operand_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,15 +373,17 @@ def _split_by(item: Item | None) -> str:
 
 
 def _tile(item: Item) -> Tile:
-    t = item.table(required=("head_dim", "block_m", "block_n"), optional=("rows", "shared_by", "dtypes", "instructions", "buffered", "step", "partials"))
-    rows = t["rows"].integer(1) if "rows" in t else None
+    others = ("buffered", "step", "rows", "queries", "operand_rows")
+    t = item.table(
+        required=("head_dim", "block_m", "block_n"), optional=(*others, "shared_by", "dtypes", "instructions", "partials")
+    )
+    held, step, rows, queries, operands = (t[k].integer(1) if k in t else None for k in others)
     shared = t["shared_by"].integer(1) if "shared_by" in t else 1
     where = tuple(i.choice(INSTRUCTIONS) for i in t["instructions"].items()) if "instructions" in t else ()
     only = tuple(d.choice(DTYPES) for d in t["dtypes"].items()) if "dtypes" in t else ()
-    held, step = (t[k].integer(1) if k in t else None for k in ("buffered", "step"))
     sizes = (t[k].integer(1) for k in ("head_dim", "block_m", "block_n"))
     partials = t["partials"].integer(1) if "partials" in t else 0
-    return Tile(*sizes, rows, shared, only, where, held, step, partials)
+    return Tile(*sizes, rows, shared, only, where, held, step, partials, queries, operands)
 
 
 def _split(item: Item) -> SplitRule:

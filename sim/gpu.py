@@ -42,6 +42,7 @@ class Cases:
     passed_tiles  tiles outside a sliding window, per replica, that are visited only to be tested
     idle_parts parts of a split run, per block, that lie before the window and end at once
     shared_by  blocks of a cluster that load each key tile from L2 together
+    readings   times that a block's warps read a key tile from shared memory
     """
 
     sizes: Mapping[str, Array]
@@ -58,6 +59,7 @@ class Cases:
     touched: Array
     mask_ops: float
     shared_by: Array | float = 1.0
+    readings: Array | float = 1.0
     windowed: Flags | bool = False
     idle_parts: Array | float = 0.0
     passed_tiles: Array | float = 0.0
@@ -140,7 +142,7 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
     peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * scores / arch.vector_ops_per_cycle.value
     peak["fp32 pipe"] = peak["fp32 pipe"] + _conversion(sweep, wide, cases, family) / arch.vector_ops_per_cycle.value
     buffered = sum((elements(t, wide) * cases.widths[t.name] for t in sweep.streams), ZERO)
-    shared = buffered * (1.0 + np.ceil(cases.block_m / family.operand_rows))
+    shared = buffered * (1.0 + cases.readings)
     peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
     held = {**at, KEY: np.minimum(at[KEY], cases.sizes[KEY])}  # past the last key a tile is filled with zeros, not fetched
     loaded = sum((elements(t, held) * cases.widths[t.name] for t in sweep.streams), ZERO) / cases.shared_by
@@ -154,7 +156,7 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
 def _conversion(sweep: Sweep, at: Mapping[str, Array], cases: Cases, family: Family) -> Array:
     """Operations that turn cached elements narrower than the operands into operands, once per reading of the tile."""
     narrow = [t for t in sweep.streams if QUERY not in t.ranks and cases.widths[t.name] < DTYPE_BYTES[cases.dtype]]
-    read = sum((elements(t, at) for t in narrow), ZERO) * np.ceil(cases.block_m / family.operand_rows)
+    read = sum((elements(t, at) for t in narrow), ZERO) * cases.readings
     return family.constant("convert_per_element") * read
 
 

@@ -96,12 +96,11 @@ def why_illegal(mapping: Mapping, resources: Resources, arch: Architecture) -> s
 
 
 def choose_tile(
-    family: Family, arch: Architecture, head_dim: Array, query_rows: Array, row_bytes: Array, key_bytes: Array
+    family: Family, arch: Architecture, line: NDArray[np.int64], head_dim: Array, row_bytes: Array, key_bytes: Array
 ) -> tuple[Array, Array, Array]:
-    """(block_m, block_n, blocks per SM) by the family's table, halved until one block fits into shared memory."""
-    block_m, block_n, buffered = _table_tile(family, head_dim, query_rows)
+    """(block_m, block_n, blocks per SM) by the line of the family's table, halved until one block fits shared memory."""
+    block_m, block_n, buffered = _table_tile(family, line)
     key_bytes = key_bytes * buffered
-    line = tile_lines(family, head_dim, query_rows)
     block_n = _filled(family, arch, line, block_m * row_bytes, block_n, key_bytes)
     last = 4.0 * head_dim * np.array([t.partials for t in family.tiles], dtype=np.float64)[line]
     fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, last)
@@ -114,9 +113,8 @@ def choose_tile(
     return block_m, block_n, np.maximum(fits, 1.0)
 
 
-def _table_tile(family: Family, head_dim: Array, query_rows: Array) -> tuple[Array, Array, Array]:
+def _table_tile(family: Family, line: NDArray[np.int64]) -> tuple[Array, Array, Array]:
     """Block shapes by the family's table, and the share of a key tile that a buffer holds, for every case."""
-    line = tile_lines(family, head_dim, query_rows)
     return (
         np.array([t.block_m for t in family.tiles], dtype=np.float64)[line],
         np.array([t.block_n for t in family.tiles], dtype=np.float64)[line],
@@ -138,12 +136,19 @@ def _filled(
     return np.where(step > 0.0, np.minimum(steps * step, most), most)
 
 
-def tile_lines(family: Family, head_dim: Array, query_rows: Array) -> NDArray[np.int64]:
-    """The line of the tile table that covers each case: the first that does, else the last."""
+def tile_lines(family: Family, head_dim: Array, query_rows: Array, queries: Array) -> NDArray[np.int64]:
+    """The line of the tile table that covers each case: the first that does, else the last.
+
+    `query_rows`: of one head, or of all query heads that share a block's rows; `queries`: positions of one head.
+    """
     line = np.full(np.broadcast(head_dim, query_rows).shape, len(family.tiles) - 1)
     for k, tile in reversed(list(enumerate(family.tiles))):
         here = head_dim <= tile.head_dim
-        line = np.where(here if tile.rows is None else here & (query_rows <= tile.rows), k, line)
+        if tile.rows is not None:
+            here = here & (query_rows <= tile.rows)
+        if tile.queries is not None:
+            here = here & (queries <= tile.queries)
+        line = np.where(here, k, line)
     return line
 
 
