@@ -197,6 +197,7 @@ class Family:
     window_skips: bool = True  # whether tiles outside a sliding window are left out
     window_split_by: str = "window"  # what a split run divides: the keys in the window, or the whole "cache"
     products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
+    moves: str = "filled"  # rows of queries and results that a block moves: all of its tile's, or those "held" by a query
     widths: tuple[int, ...] = ()  # head dimensions that there are kernels for; others take the next one, filled with zeros
     grows: bool = False  # blocks take more threads where the grid leaves SMs room, and fewer of them fit an SM at a time
     arithmetic: str = "operands"  # products in the operands' type, or in the "cache"'s: then queries are converted too
@@ -324,7 +325,7 @@ _KEYS = (
 
 
 def _family(root: Item) -> Family:
-    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic", "products", "grows", "widths"))
+    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic", "products", "grows", "widths", "moves"))
     return Family(
         name=t["name"].text(),
         title=t["title"].text(),
@@ -350,6 +351,7 @@ def _family(root: Item) -> Family:
         fits=tuple(_fit(i) for i in t["fits"].items()) if "fits" in t else (),
         products=t["products"].choice(("tensor", "vector")) if "products" in t else "tensor",
         widths=tuple(i.integer(1) for i in t["widths"].items()) if "widths" in t else (),
+        moves=t["moves"].choice(("filled", "held")) if "moves" in t else "filled",
         grows=t["grows"].boolean() if "grows" in t else False,
         arithmetic=t["arithmetic"].choice(("operands", "cache")) if "arithmetic" in t else "operands",
     )

@@ -185,15 +185,15 @@ def _unit_cycles(share: Share, at: Mapping[str, Array], cases: Cases, gpu: Gpu) 
 
 def _block_cycles(work: KernelWork, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family: Family) -> Array:
     """Once per block: resident tensors in, results out, and the Einsums outside the sweeps, one after the other."""
-    moved = _row_bytes(work, at, cases)
+    moved = _row_bytes(work, at, cases, family)
     once = _unit_cycles(work.block, at, cases, gpu)
     reduced = family.constant("row_cycles") * cases.block_m
     return moved / family.constant("block_bytes_per_cycle") + reduced + sum(once.values(), ZERO)
 
 
-def _row_bytes(work: KernelWork, at: Mapping[str, Array], cases: Cases) -> Array:
-    """Bytes of the resident tensors and results of one block: of the rows that hold a query, not of those that fill it up."""
-    rows = np.minimum(at[QUERY], _held_rows(cases))
+def _row_bytes(work: KernelWork, at: Mapping[str, Array], cases: Cases, family: Family) -> Array:
+    """Bytes of the resident tensors and results of one block: of all of its rows, or of those that hold a query."""
+    rows = np.minimum(at[QUERY], _held_rows(cases)) if family.moves == "held" else at[QUERY]
     there = {**at, QUERY: rows, f"{QUERY}0": rows}
     return sum((elements(t, there) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), ZERO)
 
@@ -324,7 +324,7 @@ def _copies(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Array:
 
 def _resident_bytes(work: KernelWork, cases: Cases, family: Family, replicas: Array, tiles: Tiles) -> Array:
     at = tile_sizes(cases, family)
-    return _row_bytes(work, at, cases) * tiles.blocks * replicas * cases.splits
+    return _row_bytes(work, at, cases, family) * tiles.blocks * replicas * cases.splits
 
 
 def _partial_bytes(work: KernelWork, cases: Cases) -> Array:
