@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib.resources import files
+from math import log2
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,6 +164,7 @@ class Ground(NamedTuple):
     compute_capability: str
     instructions: str
     device: str
+    shared_bytes: float  # of an SM
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,14 +226,14 @@ class Family:
         if not self.fits:
             return self, ""
         arch = gpu.architecture
-        ground = Ground(arch.name, arch.compute_capability, arch.instructions, gpu.name)
+        ground = Ground(arch.name, arch.compute_capability, arch.instructions, gpu.name, arch.shared_bytes.value)
         return self._on(ground, phase, dtype, kv_dtype, framework)
 
     @lru_cache(maxsize=4096)  # noqa: B019  (families are loaded once and stay)
     def _on(self, arch: Ground, phase: str, dtype: str, kv_dtype: str, framework: str) -> tuple[Family, str]:
         dtypes = dtype, kv_dtype
         ranked = sorted(self.fits, key=lambda f: _distance(f, arch, phase, dtypes, framework))
-        fit, (*steps, foreign, _) = ranked[0], _distance(ranked[0], arch, phase, dtypes, framework)
+        fit, (*steps, _, foreign, _) = ranked[0], _distance(ranked[0], arch, phase, dtypes, framework)
         values = {**added(fit.framework, self.name, fit.architecture, phase, dtypes), **fit.constants}
         if foreign and additions(framework):
             values |= {name: NEUTRAL[name] for name in ADDED} | dict(added(framework, self.name, arch.name, phase, dtypes))
@@ -270,20 +272,26 @@ class Family:
 
 def _distance(
     fit: Fit, arch: Ground, phase: str, dtypes: tuple[str, str], framework: str
-) -> tuple[int, int, int, int, float]:
+) -> tuple[int, int, int, float, int, float]:
     """How far a fit is from what is asked: other phase; other architecture (1), with other instructions (2); other dtypes;
-    other framework; steps of compute capability."""
-    apart = 0 if fit.architecture == arch.name else 1 if _instructions(fit.architecture) == arch.instructions else 2
+    then, with other instructions, the ratio of the SMs' shared memories, which tells large chips from small ones and sets
+    how much a block keeps in flight; other framework; steps of compute capability."""
+    instructions, shared = _chip(fit.architecture)
+    apart = 0 if fit.architecture == arch.name else 1 if instructions == arch.instructions else 2
     steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - float(arch.compute_capability)) if apart else 0.0
+    kin = abs(log2(shared / arch.shared_bytes)) if apart == 2 and shared else 0.0
     foreign = int(bool(framework) and fit.framework != framework)
-    return 2 * (fit.phase != phase), apart, int(fit.dtypes != dtypes), foreign, steps
+    return 2 * (fit.phase != phase), apart, int(fit.dtypes != dtypes), kin, foreign, steps
 
 
 @cache
-def _instructions(architecture: str) -> str:
-    """Matrix instructions of an architecture by name; nothing for one without a file."""
+def _chip(architecture: str) -> tuple[str, float]:
+    """Matrix instructions and shared memory per SM of an architecture by name; nothing for one without a file."""
     path = PROFILES / "architectures" / f"{architecture}.yaml"
-    return load_architecture(path).instructions if path.is_file() else ""
+    if not path.is_file():
+        return "", 0.0
+    found = load_architecture(path)
+    return found.instructions, found.shared_bytes.value
 
 
 def _widening(steps: list[int], foreign: int, unseen: bool) -> float:
