@@ -49,13 +49,13 @@ CONSTANTS: Mapping[str, Constant] = {
     "unhidden": Constant("", 0.005, 1.0, "share of the smaller resources' cycles that the largest does not hide"),
     "unhidden_memory": Constant("", 0.0, 1.0, "share of the smaller of compute and memory time that is not hidden"),
     "vector_per_score": Constant("op", 0.0, 12.0, "fp32-pipe operations per score beside the cascade's (conversions)"),
-    "convert_per_element": Constant("op", 0.0, 16.0, "fp32-pipe operations per cached element that is narrower than the operands"),
+    "convert_per_element": Constant("op", 0.0, 16.0, "fp32-pipe operations per cached element narrower than an operand"),
     "mask_per_score": Constant("op", 0.0, 16.0, "fp32-pipe operations per score of a masked tile beside the mask's own"),
     "window_per_score": Constant("op", 0.0, 32.0, "the same, more, where a sliding window has two edges to test"),
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
     "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
     "row_cycles": Constant("cycle", 0.0, 1000.0, "once per block and row of its tile, filled or not (reductions across lanes)"),
-    "merge_cycles": Constant("cycle", 0.0, 30000.0, "a block of a split run that waits for the others and merges, in the kernel"),
+    "merge_cycles": Constant("cycle", 0.0, 30000.0, "what merging adds to a block of a split run, inside the kernel"),
     "exit_cycles": Constant("cycle", 0.0, 20000.0, "a part of a split run that finds no key of its own inside the window"),
     "skip_cycles": Constant("cycle", 0.0, 30000.0, "a tile outside a sliding window that is visited only to be tested"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
@@ -77,8 +77,8 @@ NEUTRAL: Mapping[str, float] = {
     "block_bytes_per_cycle": 32.0, "l2_usable": 0.7,
     **dict.fromkeys((
         "sequence_s", "split_s", "tile_cycles", "joule_per_flop", "kv_copy", "q_copy", "regroup_s", "token_cycles", "uneven_s",
-        "uneven_copy", "mask_per_score", "window_per_score", "exit_cycles", "skip_cycles", "row_cycles", "merge_cycles", "convert_per_element",
-        "interval_slack",
+        "uneven_copy", "mask_per_score", "window_per_score", "exit_cycles", "skip_cycles", "row_cycles", "merge_cycles",
+        "convert_per_element", "interval_slack",
     ), 0.0),
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
@@ -121,8 +121,8 @@ class SplitRule:
     balanced    FlashAttention-3's decode scheduler: that split for one sequence, and no more parts than tiles per SM allow
     fill        `waves` waves of parts, none shorter than `min_keys` or, times the head dimension, than `min_elements`;
                 a wave is one block per resident slot, or per SM (`fills`), the last one filled (`rounds: up`) or not
-                begun; with `root`, no more parts than the root of
-                `root` times the most, so that merging stays short (TensorRT-LLM's XQA)
+                begun; with `root`, no more parts than the root of `root` times the most, so that merging stays short
+                (TensorRT-LLM's XQA)
     logarithmic as many parts as SMs, times log2(keys / `min_keys`), at most `most` (SGLang's Triton kernels)
     packed_only any rule: only where several query heads share a block's rows (FlashAttention-2 splits no other decode)
     fixed       `most` parts for grids of up to `blocks_up_to` blocks (vLLM's Triton kernel)
@@ -391,9 +391,9 @@ def _tile(item: Item) -> Tile:
     shared = t["shared_by"].integer(1) if "shared_by" in t else 1
     where = tuple(i.choice(INSTRUCTIONS) for i in t["instructions"].items()) if "instructions" in t else ()
     only = tuple(d.choice(DTYPES) for d in t["dtypes"].items()) if "dtypes" in t else ()
-    sizes = (t[k].integer(1) for k in ("head_dim", "block_m", "block_n"))
+    head_dim, block_m, block_n = (t[k].integer(1) for k in ("head_dim", "block_m", "block_n"))
     partials = t["partials"].integer(1) if "partials" in t else 0
-    return Tile(*sizes, rows, shared, only, where, held, step, partials, queries, operands)
+    return Tile(head_dim, block_m, block_n, rows, shared, only, where, held, step, partials, queries, operands)
 
 
 def _split(item: Item) -> SplitRule:

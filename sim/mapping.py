@@ -125,8 +125,8 @@ def _table_tile(family: Family, line: NDArray[np.int64]) -> tuple[Array, Array, 
 def _filled(
     family: Family, arch: Architecture, line: NDArray[np.int64], rows: Array, most: Array, key_bytes: Array
 ) -> Array:
-    """Keys of a tile that doubles from a step on with the shared memory: of half an SM where two blocks of one step fit, else of
-    all. `rows`: bytes that the query rows take; `most` keys at most. Tiles without a step stay."""
+    """Keys of a tile that doubles from a step on with the shared memory: of half an SM where two blocks of one step fit,
+    else of all. `rows`: bytes that the query rows take; `most` keys at most. Tiles without a step stay."""
     step = np.array([t.step or 0 for t in family.tiles], dtype=np.float64)[line]
     if not step.any():
         return most
