@@ -120,3 +120,11 @@ def test_constants_travel_to_chips_with_as_much_shared_memory() -> None:
     for name, nearest in (("h100-sxm", "sm_100"), ("h200-sxm", "sm_100"), ("rtx-pro-6000", "sm_89")):
         note = load_family("flashinfer").on(load_gpu(name), "decode", "bf16", "bf16", "SGLang")[1]
         assert f"fitted for {nearest} " in note
+
+
+def test_a_library_keeps_its_own_copies_in_any_framework() -> None:
+    """FlashAttention-2 regroups the heads of a decode call itself: no other kernel of the same framework pays for it."""
+    flash2, flash3 = (
+        load_family(f).on(gpu, "decode", "bf16", "bf16", "VLLM")[0] for f, gpu in (("flash2", L40S), ("flash3", H100))
+    )
+    assert flash2.constant("regroup_s") > 0.0 == flash3.constant("regroup_s")

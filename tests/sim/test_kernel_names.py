@@ -40,6 +40,13 @@ def test_a_grid_below_a_quarter_of_the_sms_takes_the_ungrouped_kernel() -> None:
     assert named("torch_flow", "decode", H100, batch=4, seq=256) == "xqa"
 
 
+def test_flashinfers_caller_chooses_lanes_or_tensor_cores() -> None:
+    """SGLang: fp32 lanes below four query heads per KV head; vLLM and TensorRT-LLM: tensor cores always."""
+    assert [named("flashinfer", "decode", A100, group=g) for g in (1, 3, 4)] == ["flashinfer_lanes"] * 2 + ["flashinfer"]
+    for kernel in ("vllm_flashinfer_fidecode", "torch_flow_flashinfer"):
+        assert named(kernel, "decode", A100, group=1) == "flashinfer"
+
+
 @pytest.mark.parametrize("gpu", [H100, B200, A100])
 def test_every_family_named_for_a_device_can_run_there(gpu: object) -> None:
     for kernel in known_kernels():
