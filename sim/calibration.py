@@ -162,7 +162,7 @@ TILE_CONSTANTS = (
 )  # fmt: skip
 PHASE_CONSTANTS: Mapping[str, tuple[str, ...]] = {
     "prefill": ("mask_per_score", "joule_per_flop", "kv_copy", "q_copy", "token_cycles"),
-    "decode": ("regroup_s", "combine_s", "split_s", "sequence_s", "row_cycles", "merge_cycles"),
+    "decode": ("regroup_s", "combine_s", "split_s", "sequence_s", "row_cycles", "part_cycles"),
 }
 WINDOW_CONSTANTS = ("window_per_score", "skip_cycles", "exit_cycles")
 NARROW_CONSTANTS = ("convert_per_element",)

@@ -93,7 +93,7 @@ def build_cases(
         persistent=np.full(block_m.shape, persistent), pack=pack, warm=np.full(block_m.shape, warm), tiles=tiles,
         widths=plan.widths, dtype=dtype, touched=touched_keys(mask, full[QUERY], full[KEY]) / full[KEY],
         mask_ops=mask_operations(mask, gpu.architecture),
-        shared_by=_sharing(line, family, mapping), readings=_readings(line, block_m, family, mapping),
+        shared_by=_sharing(line, family, mapping), operand_rows=_operand_rows(line, family, mapping),
         idle_parts=idle, passed_tiles=passed, windowed=full[KEY] > (mask.window or np.inf),
     ), tuple(notes)  # fmt: skip
 
@@ -129,10 +129,11 @@ def _sharing(line: NDArray[np.int64], family: Family, mapping: Mapping | None) -
     return np.array([t.shared_by for t in family.tiles], dtype=np.float64)[line]
 
 
-def _readings(line: NDArray[np.int64], block_m: Array, family: Family, mapping: Mapping | None) -> Array:
-    """Times that a block's warps read each key tile from shared memory: once per group of rows that one reading serves."""
-    served = np.array([t.operand_rows or family.operand_rows for t in family.tiles], dtype=np.float64)[line]
-    return np.ceil(block_m / (served if mapping is None else family.operand_rows))
+def _operand_rows(line: NDArray[np.int64], family: Family, mapping: Mapping | None) -> Array | None:
+    """Query rows that one reading of a key tile serves, where lines of the table say so."""
+    if mapping is not None or all(t.operand_rows is None for t in family.tiles):
+        return None
+    return np.array([t.operand_rows or family.operand_rows for t in family.tiles], dtype=np.float64)[line]
 
 
 def _packed(sizes: MappingType[str, Array], family: Family, mapping: Mapping | None, windowed: bool) -> Flags:

@@ -179,7 +179,6 @@ def _times(
         blocks_per_sm=np.full(shape, float(fits)), persistent=np.full(shape, family.schedule == "persistent"),
         pack=np.zeros(shape, dtype=bool), warm=np.zeros(shape, dtype=bool), tiles=tiles, widths=made.widths,
         dtype=made.dtype, touched=_touched(problem, gpu, fitted, streamed), mask_ops=mask_ops,  # type: ignore[arg-type]
-        readings=float(np.ceil(block_m / family.operand_rows)),
     )  # fmt: skip
     found = kernel_time(made.main, cases, gpu, fitted)
     return AttentionTimes(np.broadcast_to(found.time_s, shape), dict(found.bounds_s))

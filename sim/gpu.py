@@ -42,7 +42,7 @@ class Cases:
     passed_tiles  tiles outside a sliding window, per replica, that are visited only to be tested
     idle_parts parts of a split run, per block, that lie before the window and end at once
     shared_by  blocks of a cluster that load each key tile from L2 together
-    readings   times that a block's warps read a key tile from shared memory
+    operand_rows  query rows that one reading of a key tile from shared memory serves, where not the family's
     """
 
     sizes: Mapping[str, Array]
@@ -58,8 +58,8 @@ class Cases:
     dtype: str
     touched: Array
     mask_ops: float
+    operand_rows: Array | None = None
     shared_by: Array | float = 1.0
-    readings: Array | float = 1.0
     windowed: Flags | bool = False
     idle_parts: Array | float = 0.0
     passed_tiles: Array | float = 0.0
@@ -104,7 +104,7 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     mask_ops: Array = cases.mask_ops + family.constant("mask_per_score") + edges
     masked = mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * resident
     fixed = family.constant("block_cycles") + resident * _block_cycles(work, at, cases, gpu, family)
-    fixed = fixed + np.where(cases.splits > 1, family.constant("merge_cycles"), 0.0)
+    fixed = fixed + np.where(cases.splits > 1, family.constant("part_cycles"), 0.0)
 
     def block(total: Array, border: Array) -> Array:
         return fixed + np.ceil(total / cases.splits) * per_tile + np.ceil(border / cases.splits) * masked * len(swept)
@@ -142,10 +142,9 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
     peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * scores / arch.vector_ops_per_cycle.value
     peak["fp32 pipe"] = peak["fp32 pipe"] + _conversion(sweep, wide, cases, family) / arch.vector_ops_per_cycle.value
     buffered = sum((elements(t, wide) * cases.widths[t.name] for t in sweep.streams), ZERO)
-    shared = buffered * (1.0 + cases.readings)
+    shared = buffered * (1.0 + _readings(cases, family))
     peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
-    held = {**at, KEY: np.minimum(at[KEY], cases.sizes[KEY])}  # past the last key a tile is filled with zeros, not fetched
-    loaded = sum((elements(t, held) * cases.widths[t.name] for t in sweep.streams), ZERO) / cases.shared_by
+    loaded = sum((elements(t, fetched_sizes(at, cases)) * cases.widths[t.name] for t in sweep.streams), ZERO) / cases.shared_by
     peak["L2"] = loaded / arch.l2_bytes_per_cycle.value
     real = {**peak, "tensor cores": peak["tensor cores"] / family.constant("mma_efficiency")}
     widest = reduce(np.maximum, real.values())
@@ -156,8 +155,13 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
 def _conversion(sweep: Sweep, at: Mapping[str, Array], cases: Cases, family: Family) -> Array:
     """Operations that turn cached elements narrower than the operands into operands, once per reading of the tile."""
     narrow = [t for t in sweep.streams if QUERY not in t.ranks and cases.widths[t.name] < DTYPE_BYTES[cases.dtype]]
-    read = sum((elements(t, at) for t in narrow), ZERO) * cases.readings
+    read = sum((elements(t, at) for t in narrow), ZERO) * _readings(cases, family)
     return family.constant("convert_per_element") * read
+
+
+def _readings(cases: Cases, family: Family) -> Array:
+    """Times that a block's warps read each key tile from shared memory: once per group of rows that one reading serves."""
+    return np.ceil(cases.block_m / (family.operand_rows if cases.operand_rows is None else cases.operand_rows))
 
 
 def _widened(at: Mapping[str, Array], family: Family) -> Mapping[str, Array]:
@@ -225,6 +229,12 @@ def tile_sizes(cases: Cases, family: Family) -> dict[str, Array]:
     for rank, tile in ((QUERY, rows), (KEY, cases.block_n)):
         at |= {f"{rank}0": tile, f"{rank}1": ONE}
     return at
+
+
+def fetched_sizes(at: Mapping[str, Array], cases: Cases) -> dict[str, Array]:
+    """The sizes `at` of a tile less the keys past the last one, which no kernel fetches: they are filled with zeros."""
+    keys = np.minimum(at[KEY], cases.sizes[KEY])
+    return {**at, KEY: keys, f"{KEY}0": keys}
 
 
 def _held_rows(cases: Cases) -> Array:

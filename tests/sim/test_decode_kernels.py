@@ -103,7 +103,7 @@ def test_conversion_costs_a_narrow_cache_alone_and_every_reading() -> None:
 
 def test_merging_inside_the_kernel_costs_blocks_of_split_runs_alone() -> None:
     family = replace(load_family("mmha"), fits=())
-    more = with_constant(family, "merge_cycles", 10000.0)
+    more = with_constant(family, "part_cycles", 10000.0)
     for heads, split in ((16, True), (256, False)):
         slow, fast = (float(decode(H100, f, heads, 8192, 1).time_s[0]) for f in (more, family))
         assert (slow > fast) is split
