@@ -29,6 +29,9 @@ SOFT = 0.08
 PULL = 0.02
 """Weight of the starting values: one unit of relative change counts as much as one row 2 % off."""
 
+START: Mapping[str, float] = {"convert_per_element": 4.0}
+"""Where the search begins for an effect that others imitate, and that it does not find from zero."""
+
 
 STARTS: tuple[Mapping[str, float], ...] = ({}, {"unhidden": 0.8}, {"unhidden": 0.05, "tile_cycles": 1500.0})
 """Where a descent begins: at the assumed values, with units that take turns, with latency between tiles. What hides what
@@ -83,7 +86,8 @@ def fit(
     train = _prepare([_thin(a, most // max(len(samples), 1)) for a, _ in halves], family)
     held = _prepare(list(judge) or [b for _, b in halves], family)
     low, high = (np.array([getattr(CONSTANTS[n], side) for n in names]) for side in ("low", "high"))
-    start = np.clip([family.constant(n) for n in names], low + 1e-3 * (high - low), high - 1e-3 * (high - low))
+    begin = [START[n] if n in START and n not in family.constants else family.constant(n) for n in names]
+    start = np.clip(begin, low + 1e-3 * (high - low), high - 1e-3 * (high - low))
     scale = np.maximum(start, 0.05 * high)
 
     def residuals(x: Array) -> Array:
@@ -181,23 +185,24 @@ TILE_CONSTANTS = (
 )  # fmt: skip
 PHASE_CONSTANTS: Mapping[str, tuple[str, ...]] = {
     "prefill": ("mask_per_score", "kv_copy", "q_copy", "token_cycles"),
-    "decode": ("regroup_s", "combine_s", "split_s", "sequence_s"),
+    "decode": ("regroup_s", "combine_s", "split_s", "sequence_s", "row_cycles", "part_cycles"),
 }
 WINDOW_CONSTANTS = ("window_per_score", "test_per_score", "exit_cycles")
+NARROW_CONSTANTS = ("convert_per_element",)
 UNEVEN_CONSTANTS = ("uneven_s", "uneven_copy")
 
 
 def constants_for(family: Family, phase: str, samples: Sequence[Sample] = ()) -> tuple[str, ...]:
     """The constants that measurements of a phase can tell: those of every tile, what the phase alone does, and what
-    only windows or keys and values of different widths show, where the rows have them."""
+    only windows, keys and values of different widths or a narrower cache show, where the rows have them."""
     own = PHASE_CONSTANTS[phase]
     splits = family.split[phase].rule != "none" and "combine_s" not in own
     merges: tuple[str, ...] = ("combine_s", "merge_cycles") if splits else ()
     windows = WINDOW_CONSTANTS if any(np.any(s.rows.window > 0) for s in samples) else ()
-    widened = any(np.any(_width(s.rows.read_dtype) < _width(s.rows.dtype)) for s in samples)
-    merges += ("convert_per_element",) if widened else ()
     uneven = UNEVEN_CONSTANTS if any(np.any(s.rows.value_dim != s.rows.head_dim) for s in samples) else ()
-    return (*TILE_CONSTANTS, *own, *merges, *windows, *uneven)
+    converts = any(np.any(_width(s.rows.read_dtype) < _width(s.rows.dtype)) for s in samples)
+    narrow = NARROW_CONSTANTS if converts and family.arithmetic == "operands" else ()
+    return (*TILE_CONSTANTS, *own, *merges, *windows, *uneven, *narrow)
 
 
 def _width(dtypes: NDArray[np.str_]) -> Array:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from einsight.sim.columns import turned
 from einsight.sim.family import Family
@@ -66,11 +67,14 @@ def build_cases(
     windowed = mask.window is not None
     pack = _packed(full, family, mapping, windowed)
     heads = np.where(pack, full["J"], 1.0)
-    block_m, block_n, resident = _tile_choice(plan, full, full[QUERY] * heads, gpu, family, mapping, notes)
+    line = tile_lines(family, np.broadcast_to(head_dim(plan, full), heads.shape), full[QUERY] * heads, full[QUERY])
+    block_m, block_n, resident = _tile_choice(plan, full, line, gpu, family, mapping, notes)
     tiles = _tiles(mask, full, block_m, block_n, heads, family, mapping)
     splits = np.ones(block_m.shape)
     if mapping is not None or family.window_splits or not windowed:
         splits = _split_choice(plan, full, tiles, block_n, resident, pack, gpu, family, mapping)
+    if mapping is None and family.grows:
+        resident = _grown(resident, tiles.blocks * full["B"] * full["G"] * np.where(pack, 1.0, full["J"]), splits, gpu)
     idle, visited = np.zeros(splits.shape), None
     if windowed and mapping is None and not family.window_skips:
         without = Mask(tuple(r for r in mask.restrictions if r.kind != "window"))
@@ -80,7 +84,7 @@ def build_cases(
         active = np.ceil(splits * np.minimum(tiles.longest / whole, 1.0)).clip(1.0)
         splits, idle = active, splits - active
     persistent = mapping.schedule == "persistent" if mapping else family.schedule == "persistent"
-    by_tile = partial(_by_tile, plan=plan, sizes=full, query_rows=full[QUERY] * heads, family=family, mapping=mapping)
+    by_tile = partial(_by_tile, line=line, family=family, mapping=mapping)
     return Cases(
         sizes=full, block_m=block_m, block_n=block_n, splits=splits, blocks_per_sm=resident,
         persistent=np.full(block_m.shape, persistent), pack=pack, warm=np.full(block_m.shape, warm), tiles=tiles,
@@ -93,14 +97,14 @@ def build_cases(
 
 
 def _tile_choice(
-    plan: Plan, sizes: MappingType[str, Array], query_rows: Array, gpu: Gpu, family: Family, mapping: Mapping | None,
+    plan: Plan, sizes: MappingType[str, Array], line: NDArray[np.int64], gpu: Gpu, family: Family, mapping: Mapping | None,
     notes: list[str],
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     shape = sizes[QUERY].shape
     if mapping is not None:
         return tuple(np.full(shape, float(x)) for x in (mapping.block_m, mapping.block_n, mapping.blocks_per_sm))  # type: ignore[return-value]
     dims, rows, keys = (np.broadcast_to(f(plan, sizes), shape) for f in (head_dim, row_bytes, key_bytes))
-    chosen = choose_tile(family, gpu.architecture, dims, query_rows, rows, keys)
+    chosen = choose_tile(family, gpu.architecture, line, dims, rows, keys)
     wide = dims > family.tiles[-1].head_dim
     if np.any(wide):
         notes.append(
@@ -110,16 +114,19 @@ def _tile_choice(
     return chosen
 
 
-def _by_tile(
-    name: str, plan: Plan, sizes: MappingType[str, Array], query_rows: Array, family: Family, mapping: Mapping | None
-) -> Array | None:
+def _by_tile(name: str, line: NDArray[np.int64], family: Family, mapping: Mapping | None) -> Array | None:
     """An attribute of each case's line of the tile table, the family's where a line does not say; None where no line
     does, or a mapping is given."""
     said = [getattr(t, name) for t in family.tiles]
     if mapping is not None or all(value in (None, 1) for value in said):
         return None
-    line = tile_lines(family, np.broadcast_to(head_dim(plan, sizes), query_rows.shape), query_rows)
     return np.array([value or getattr(family, name) for value in said], dtype=np.float64)[line]
+
+
+def _grown(resident: Array, blocks: Array, splits: Array, gpu: Gpu) -> Array:
+    """Blocks per SM where blocks grow: one in a split run, half as many where all of the grid would fit at once."""
+    halved = np.where(blocks <= resident * gpu.sms.value, np.maximum(np.floor(resident / 2.0), 1.0), resident)
+    return np.where(splits > 1.0, 1.0, halved)
 
 
 def _packed(sizes: MappingType[str, Array], family: Family, mapping: Mapping | None, windowed: bool) -> Flags:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from importlib.resources import files
+from math import log2
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,9 @@ CONSTANTS: Mapping[str, Constant] = {
     "window_per_score": Constant("op", 0.0, 32.0, "the same, more, where a sliding window has two edges to test"),
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
     "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
-    "exit_cycles": Constant("cycle", 0.0, 5000.0, "a part of a split run that finds no key of its own inside the window"),
+    "row_cycles": Constant("cycle", 0.0, 1000.0, "once per block and row of its tile, filled or not (reductions across lanes)"),
+    "part_cycles": Constant("cycle", 0.0, 30000.0, "what merging adds to a block of a split run, inside the kernel"),
+    "exit_cycles": Constant("cycle", 0.0, 20000.0, "a part of a split run that finds no key of its own inside the window"),
     "test_per_score": Constant("op", 0.0, 256.0, "to test a tile against a sliding window, where none is left out of the walk"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
     "regroup_s": Constant("s", 0.0, 1.5e-5, "copies that bring the packed query heads of several sequences into order"),
@@ -74,6 +77,7 @@ NEUTRAL: Mapping[str, float] = {
     **dict.fromkeys((
         "sequence_s", "split_s", "merge_cycles", "tile_cycles", "kv_copy", "q_copy", "regroup_s", "token_cycles", "uneven_s",
         "uneven_copy", "convert_per_element", "mask_per_score", "window_per_score", "exit_cycles", "test_per_score",
+        "row_cycles", "part_cycles",
     ), 0.0),
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
@@ -87,6 +91,10 @@ class Tile:
     blocks     blocks wanted on an SM: the key tile is halved, down to `least_n` keys, until so many fit
     shared_by  blocks of a cluster that load each key tile together (multicast, products of two SMs)
     dtypes, instructions, architectures  types of the products and devices that the line holds for (any, when empty)
+    buffered   keys of a tile that one buffer in shared memory holds (all of them, when not given)
+    queries    query positions of one head up to which the line holds (1: decode alone)
+    partials   groups of warps that split a tile's keys, whose fp32 results lie in shared memory at the end
+    step       the tile has this many keys, doubled up to block_n as long as the shared memory of half an SM holds them
     """
 
     head_dim: int
@@ -101,6 +109,10 @@ class Tile:
     architectures: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     instructions: tuple[str, ...] = ()
+    buffered: int | None = None
+    step: int | None = None
+    partials: int = 0
+    queries: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +124,9 @@ class SplitRule:
                 least 85 % as full as the best split's (FlashAttention's heuristic)
     balanced    FlashAttention-3's decode scheduler: that split for one sequence, and no more parts than tiles per SM allow
     fill        `waves` waves of parts, none shorter than `min_keys` or, times the head dimension, than `min_elements`;
-                a wave is one block per resident slot, or per SM (`fills`)
+                a wave is one block per resident slot, or per SM (`fills`), the last one filled (`rounds: up`) or not
+                begun; with `root`, no more parts than the root of `root` times the most, so that merging stays short
+                (TensorRT-LLM's XQA)
     logarithmic as many parts as SMs, times log2(keys / `min_keys`), at most `most` (SGLang's Triton kernels)
     packed_only any rule: only where several query heads share a block's rows (FlashAttention-2 splits no other decode)
     fixed       `most` parts for grids of up to `blocks_up_to` blocks (vLLM's Triton kernel)
@@ -127,6 +141,8 @@ class SplitRule:
     most: int = 1
     blocks_up_to: int = 0
     packed_only: bool = False
+    root: int = 0
+    rounds: str = "down"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +170,7 @@ class Ground(NamedTuple):
     compute_capability: str
     instructions: str
     device: str
+    shared_bytes: float  # of an SM
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,6 +206,9 @@ class Family:
     window_split_by: str = "window"  # what a split run divides: the keys in the window, or the whole "cache"
     products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
     misses: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of the fit in use
+    moves: str = "filled"  # rows of queries and results that a block moves: all of its tile's, or those "held" by a query
+    widths: tuple[int, ...] = ()  # head dimensions that there are kernels for; others take the next one, filled with zeros
+    grows: bool = False  # blocks take more threads where the grid leaves SMs room, and fewer of them fit an SM at a time
     arithmetic: str = "operands"  # products in the operands' type, or in the "cache"'s: then queries are converted too
 
     def for_products(self, gpu: Gpu, dtype: str, kv_dtype: str) -> tuple[Family, str]:
@@ -214,14 +234,14 @@ class Family:
         if not self.fits:
             return self, ""
         arch = gpu.architecture
-        ground = Ground(arch.name, arch.compute_capability, arch.instructions, gpu.name)
+        ground = Ground(arch.name, arch.compute_capability, arch.instructions, gpu.name, arch.shared_bytes.value)
         return self._on(ground, phase, dtype, kv_dtype, framework)
 
     @lru_cache(maxsize=4096)  # noqa: B019  (families are loaded once and stay)
     def _on(self, arch: Ground, phase: str, dtype: str, kv_dtype: str, framework: str) -> tuple[Family, str]:
         dtypes = dtype, kv_dtype
         ranked = sorted(self.fits, key=lambda f: _distance(f, arch, phase, dtypes, framework))
-        fit, (*steps, foreign, _) = ranked[0], _distance(ranked[0], arch, phase, dtypes, framework)
+        fit, (*steps, _, foreign, _) = ranked[0], _distance(ranked[0], arch, phase, dtypes, framework)
         values = {**added(fit.framework, self.name, fit.architecture, phase, dtypes), **fit.constants}
         if foreign and additions(framework):
             values |= {name: NEUTRAL[name] for name in ADDED} | dict(added(framework, self.name, arch.name, phase, dtypes))
@@ -260,20 +280,26 @@ class Family:
 
 def _distance(
     fit: Fit, arch: Ground, phase: str, dtypes: tuple[str, str], framework: str
-) -> tuple[int, int, int, int, float]:
+) -> tuple[int, int, int, float, int, float]:
     """How far a fit is from what is asked: other phase; other architecture (1), with other instructions (2); other dtypes;
-    other framework; steps of compute capability."""
-    apart = 0 if fit.architecture == arch.name else 1 if _instructions(fit.architecture) == arch.instructions else 2
+    then, with other instructions, the ratio of the SMs' shared memories, which tells large chips from small ones and sets
+    how much a block keeps in flight; other framework; steps of compute capability."""
+    instructions, shared = _chip(fit.architecture)
+    apart = 0 if fit.architecture == arch.name else 1 if instructions == arch.instructions else 2
     steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - float(arch.compute_capability)) if apart else 0.0
+    kin = abs(log2(shared / arch.shared_bytes)) if apart == 2 and shared else 0.0
     foreign = int(bool(framework) and fit.framework != framework)
-    return 2 * (fit.phase != phase), apart, int(fit.dtypes != dtypes), foreign, steps
+    return 2 * (fit.phase != phase), apart, int(fit.dtypes != dtypes), kin, foreign, steps
 
 
 @cache
-def _instructions(architecture: str) -> str:
-    """Matrix instructions of an architecture by name; nothing for one without a file."""
+def _chip(architecture: str) -> tuple[str, float]:
+    """Matrix instructions and shared memory per SM of an architecture by name; nothing for one without a file."""
     path = PROFILES / "architectures" / f"{architecture}.yaml"
-    return load_architecture(path).instructions if path.is_file() else ""
+    if not path.is_file():
+        return "", 0.0
+    found = load_architecture(path)
+    return found.instructions, found.shared_bytes.value
 
 
 def _widening(steps: list[int], foreign: int, unseen: bool) -> float:
@@ -315,7 +341,7 @@ _KEYS = (
 
 
 def _family(root: Item) -> Family:
-    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic", "products"))
+    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic", "products", "grows", "widths", "moves"))
     return Family(
         name=t["name"].text(),
         title=t["title"].text(),
@@ -340,6 +366,9 @@ def _family(root: Item) -> Family:
         constants=_constants(t["constants"]),
         fits=tuple(_fit(i) for i in t["fits"].items()) if "fits" in t else (),
         products=t["products"].choice(("tensor", "vector")) if "products" in t else "tensor",
+        widths=tuple(i.integer(1) for i in t["widths"].items()) if "widths" in t else (),
+        moves=t["moves"].choice(("filled", "held")) if "moves" in t else "filled",
+        grows=t["grows"].boolean() if "grows" in t else False,
         arithmetic=t["arithmetic"].choice(("operands", "cache")) if "arithmetic" in t else "operands",
     )
 
@@ -362,23 +391,25 @@ def _split_by(item: Item | None) -> str:
 
 
 def _tile(item: Item) -> Tile:
-    optional = (
-        "rows", "shared_by", "blocks", "least_n", "operand_rows", "warps", "architectures", "dtypes", "instructions",
-    )  # fmt: skip
+    others = ("buffered", "step", "rows", "queries", "operand_rows", "warps")
+    optional = (*others, "shared_by", "blocks", "least_n", "partials", "architectures", "dtypes", "instructions")
     t = item.table(required=("head_dim", "block_m", "block_n"), optional=optional)
+    held, step, rows, queries, serves, warps = (t[k].integer(1) if k in t else None for k in others)
     blocks, least = (t[k].integer(1) if k in t else default for k, default in (("blocks", 1), ("least_n", 16)))
-    rows = t["rows"].integer(1) if "rows" in t else None
     shared = t["shared_by"].integer(1) if "shared_by" in t else 1
     where = tuple(i.choice(INSTRUCTIONS) for i in t["instructions"].items()) if "instructions" in t else ()
     only = tuple(d.choice(DTYPES) for d in t["dtypes"].items()) if "dtypes" in t else ()
     head_dim, block_m, block_n = (t[k].integer(1) for k in ("head_dim", "block_m", "block_n"))
-    serves, warps = (t[k].integer(1) if k in t else None for k in ("operand_rows", "warps"))
     named = tuple(a.text() for a in t["architectures"].items()) if "architectures" in t else ()
-    return Tile(head_dim, block_m, block_n, rows, shared, blocks, least, serves, warps, named, only, where)
+    partials = t["partials"].integer(1) if "partials" in t else 0
+    return Tile(
+        head_dim, block_m, block_n, rows, shared, blocks, least, serves, warps, named, only, where, held, step, partials, queries
+    )
 
 
 def _split(item: Item) -> SplitRule:
-    keys = ("min_tiles", "min_keys", "waves", "min_elements", "fills", "most", "blocks_up_to", "packed_only")
+    keys = ("min_tiles", "min_keys", "waves", "min_elements", "fills", "most", "blocks_up_to", "packed_only", "root",
+            "rounds")  # fmt: skip
     t = item.table(required=("rule",), optional=keys)
     rule = t["rule"].choice(("none", "efficiency", "balanced", "fill", "logarithmic", "fixed"))
     tiles, least, waves = (t[k].integer(1) if k in t else 1 for k in ("min_tiles", "min_keys", "waves"))
@@ -386,7 +417,9 @@ def _split(item: Item) -> SplitRule:
     fills = t["fills"].choice(("slots", "sms")) if "fills" in t else "slots"
     most, blocks = (t[k].integer(1) if k in t else 1 for k in ("most", "blocks_up_to"))
     packed = t["packed_only"].boolean() if "packed_only" in t else False
-    return SplitRule(rule, tiles, least, waves, elements, fills, most, blocks, packed)
+    root = t["root"].integer(1) if "root" in t else 0
+    rounds = t["rounds"].choice(("up", "down")) if "rounds" in t else "down"
+    return SplitRule(rule, tiles, least, waves, elements, fills, most, blocks, packed, root, rounds)
 
 
 def _constants(item: Item) -> Mapping[str, Quantity]:

@@ -1,4 +1,4 @@
-"""What a serving framework adds around an attention kernel: launch constant, cache writers, regrouping copies.
+"""What a serving framework adds around an attention kernel: launch constant, cache writers, kernels for uneven widths.
 
 Files `frameworks/NAME.yaml`, data only. These constants do not carry over from one framework to another, and the launch
 constant not from one architecture to another either, so each entry says where it was fitted.
@@ -16,7 +16,7 @@ from einsight.sim import strict_yaml
 from einsight.sim.hardware import DTYPES, PHASES
 from einsight.sim.strict_yaml import Item
 
-ADDED: tuple[str, ...] = ("kv_copy", "q_copy", "token_cycles", "uneven_s", "uneven_copy", "regroup_s")
+ADDED: tuple[str, ...] = ("kv_copy", "q_copy", "token_cycles", "uneven_s", "uneven_copy")
 """Constants (of `family.CONSTANTS`) that are the framework's own."""
 LAUNCH = "launch_s"
 """Part framework, part kernel and device: taken from the framework only where it was fitted on the same architecture."""

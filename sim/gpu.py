@@ -8,7 +8,7 @@ it never grows with bandwidth, clock or SMs. Arrays over cases throughout: one p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -117,6 +117,7 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
         per_tile = sum((np.maximum(_lone(t, cases), shared_by * t.widest) for t in swept), ZERO)
         per_tile = per_tile + family.constant("tile_cycles") * len(swept)
         fixed, masked = family.constant("block_cycles") + shared_by * once, shared_by * masking
+        fixed = fixed + np.where(cases.splits > 1, family.constant("part_cycles"), 0.0)
         busy = np.maximum(shared_by, WARPS_TO_FILL / (family.warps if cases.warps is None else cases.warps))
         test = busy * test_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value
 
@@ -161,26 +162,24 @@ class _TileCost:
 
 
 def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family: Family) -> _TileCost:
-    arch = gpu.architecture
-    peak = _unit_cycles(sweep.share, at, cases, gpu)
+    arch, wide = gpu.architecture, _widened(at, family)
+    peak = _unit_cycles(sweep.share, wide, cases, gpu)
     if family.products == "vector":
-        lanes = sweep.share.matmul().at(at) / arch.vector_ops_per_cycle.value
+        lanes = sweep.share.matmul().at(wide) / arch.vector_ops_per_cycle.value
         peak |= {"tensor cores": ZERO * lanes, "fp32 pipe": peak["fp32 pipe"] + lanes / family.constant("mma_efficiency")}
     converted = at[QUERY] * at[KEY] * sweep.reuse.converted
     peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * converted / arch.vector_ops_per_cycle.value
-    held = fetched_sizes(at, cases)
-    operands = sum((elements(t, held) * cases.widths[t.name] for t in sweep.streams if QUERY not in t.ranks), ZERO)
-    own = sum((elements(t, held) * cases.widths[t.name] for t in sweep.streams if QUERY in t.ranks), ZERO)
-    readings = np.ceil(cases.block_m / (family.operand_rows if cases.operand_rows is None else cases.operand_rows))
-    shared = operands * (1.0 + readings) + 2.0 * own  # one score reads each own element
+    peak["fp32 pipe"] = peak["fp32 pipe"] + _conversion(sweep, wide, cases, family) / arch.vector_ops_per_cycle.value
+    operands = [t for t in sweep.streams if QUERY not in t.ranks]
+    own = [t for t in sweep.streams if QUERY in t.ranks]  # one score reads each of their elements
+    shared = _bytes(operands, wide, cases) * (1.0 + _readings(cases, family)) + 2.0 * _bytes(own, wide, cases)
     shared = shared + _reused_bytes(sweep.reuse, at, cases, family)
-    narrow = [t for t in sweep.streams if KEY in t.ranks and cases.widths[t.name] < DTYPE_BYTES[cases.dtype]]
-    widened = family.constant("convert_per_element") * readings * sum((elements(t, held) for t in narrow), ZERO)
-    peak["fp32 pipe"] = peak["fp32 pipe"] + widened / arch.vector_ops_per_cycle.value
     peak["shared memory"] = shared / arch.shared_bytes_per_cycle.value
     added = sum((elements(t, at) for t in sweep.sums), ZERO) * 2.0 * PARTIAL_BYTES  # an atomic addition reads and writes
-    added = added + sum((elements(t, at) * cases.widths[t.name] for t in sweep.writes), ZERO)
-    loaded = operands / (1.0 if cases.shared_by is None else cases.shared_by) + own + added
+    added = added + _bytes(sweep.writes, at, cases)
+    held = fetched_sizes(at, cases)
+    loaded = _bytes(operands, held, cases) / (1.0 if cases.shared_by is None else cases.shared_by)
+    loaded = loaded + _bytes(own, held, cases) + added
     peak["L2"] = loaded / arch.l2_bytes_per_cycle.value
     real = {**peak, "tensor cores": peak["tensor cores"] / family.constant("mma_efficiency")}
     widest = reduce(np.maximum, real.values())
@@ -188,14 +187,42 @@ def _tile(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family:
     return _TileCost(peak, alone, widest, loaded, shared)
 
 
+def _bytes(tensors: Iterable[Tensor], at: Mapping[str, Array], cases: Cases) -> Array:
+    """Bytes of some tensors at the sizes `at`."""
+    return sum((elements(t, at) * cases.widths[t.name] for t in tensors), ZERO)
+
+
 def _reused_bytes(reuse: Reuse, at: Mapping[str, Array], cases: Cases, family: Family) -> Array:
     """Bytes of shared memory, per tile, beyond those of streamed tensors that one product each reads."""
     rows, columns = (np.ceil(tile / family.operand_rows) for tile in (cases.block_m, cases.block_n))
-    again = sum((elements(t, at) * cases.widths[t.name] for t in reuse.again), ZERO) * rows
     scores = [t for t in reuse.across if KEY in t.ranks]
-    passed = sum((elements(t, at) * cases.widths[t.name] for t in (*scores, *dict.fromkeys(scores))), ZERO)
-    held = sum((elements(t, at) * cases.widths[t.name] for t in reuse.across if KEY not in t.ranks), ZERO) * columns
-    return again + passed + held
+    passed = _bytes((*scores, *dict.fromkeys(scores)), at, cases)
+    held = _bytes((t for t in reuse.across if KEY not in t.ranks), at, cases) * columns
+    return _bytes(reuse.again, at, cases) * rows + passed + held
+
+
+def _conversion(sweep: Sweep, at: Mapping[str, Array], cases: Cases, family: Family) -> Array:
+    """Operations that turn cached elements narrower than the operands into operands, once per reading of the tile."""
+    narrow = [t for t in sweep.streams if KEY in t.ranks and cases.widths[t.name] < DTYPE_BYTES[cases.dtype]]
+    read = sum((elements(t, at) for t in narrow), ZERO) * _readings(cases, family)
+    return family.constant("convert_per_element") * read
+
+
+def _readings(cases: Cases, family: Family) -> Array:
+    """Times that a block's warps read each key tile from shared memory: once per group of rows that one reading serves."""
+    return np.ceil(cases.block_m / (family.operand_rows if cases.operand_rows is None else cases.operand_rows))
+
+
+def _widened(at: Mapping[str, Array], family: Family) -> Mapping[str, Array]:
+    """The sizes with feature ranks filled up to the next width that the family is compiled for; wider ones stay."""
+    if not family.widths:
+        return at
+    steps = np.array(family.widths, dtype=np.float64)
+
+    def filled(size: Array) -> Array:
+        return np.maximum(size, steps[np.minimum(np.searchsorted(steps, size), len(steps) - 1)])
+
+    return {r: filled(v) if r in PADDED else v for r, v in at.items()}
 
 
 def _unit_cycles(share: Share, at: Mapping[str, Array], cases: Cases, gpu: Gpu) -> dict[str, Array]:
@@ -211,9 +238,17 @@ def _unit_cycles(share: Share, at: Mapping[str, Array], cases: Cases, gpu: Gpu) 
 
 def _block_cycles(work: KernelWork, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family: Family) -> Array:
     """Once per block: resident tensors in, results out, and the Einsums outside the sweeps, one after the other."""
-    moved = sum((elements(t, at) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), ZERO)
+    moved = _row_bytes(work, at, cases, family)
     once = _unit_cycles(work.block, at, cases, gpu)
-    return moved / family.constant("block_bytes_per_cycle") + sum(once.values(), ZERO)
+    reduced = family.constant("row_cycles") * cases.block_m
+    return moved / family.constant("block_bytes_per_cycle") + reduced + sum(once.values(), ZERO)
+
+
+def _row_bytes(work: KernelWork, at: Mapping[str, Array], cases: Cases, family: Family) -> Array:
+    """Bytes of the resident tensors and results of one block: of all of its rows, or of those that hold a query."""
+    rows = np.minimum(at[QUERY], _held_rows(cases)) if family.moves == "held" else at[QUERY]
+    there = {**at, QUERY: rows, f"{QUERY}0": rows}
+    return sum((elements(t, there) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), ZERO)
 
 
 def grid_extents(work: KernelWork, cases: Cases) -> list[tuple[str, Array]]:
@@ -236,8 +271,7 @@ def tile_sizes(cases: Cases, family: Family) -> dict[str, Array]:
 
     A short problem fills its block only up to the last group of `row_granule` rows that holds a query.
     """
-    held = cases.sizes[QUERY] * np.where(cases.pack, cases.sizes["J"], 1.0)
-    rows = np.minimum(cases.block_m, np.ceil(held / family.row_granule) * family.row_granule)
+    rows = np.minimum(cases.block_m, np.ceil(_held_rows(cases) / family.row_granule) * family.row_granule)
     at = dict(cases.sizes)
     at |= dict.fromkeys(OUTER, ONE)
     at |= {QUERY: rows, KEY: cases.block_n}
@@ -247,9 +281,14 @@ def tile_sizes(cases: Cases, family: Family) -> dict[str, Array]:
 
 
 def fetched_sizes(at: Mapping[str, Array], cases: Cases) -> dict[str, Array]:
-    """The sizes `at` of a tile less the keys past the last one, which no kernel fetches."""
+    """The sizes `at` of a tile less the keys past the last one, which no kernel fetches: they are filled with zeros."""
     keys = np.minimum(at[KEY], cases.sizes[KEY])
     return {**at, KEY: keys, f"{KEY}0": keys}
+
+
+def _held_rows(cases: Cases) -> Array:
+    """Query rows that there are for the blocks of one head, or of one KV head where its query heads are packed."""
+    return cases.sizes[QUERY] * np.where(cases.pack, cases.sizes["J"], 1.0)
 
 
 def _assemble(
@@ -355,8 +394,7 @@ def _copies(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Array:
 
 def _resident_bytes(work: KernelWork, cases: Cases, family: Family, replicas: Array, tiles: Tiles) -> Array:
     at = tile_sizes(cases, family)
-    per_block = sum((elements(t, at) * cases.widths[t.name] for t in (*work.residents, *work.outputs)), ZERO)
-    return per_block * tiles.blocks * replicas * cases.splits
+    return _row_bytes(work, at, cases, family) * tiles.blocks * replicas * cases.splits
 
 
 def _partial_bytes(work: KernelWork, cases: Cases) -> Array:

@@ -108,49 +108,73 @@ def why_illegal(mapping: Mapping, resources: Resources, arch: Architecture) -> s
 
 
 def choose_tile(
-    family: Family, arch: Architecture, head_dim: Array, query_rows: Array, row_bytes: Array, key_bytes: Array
+    family: Family, arch: Architecture, line: NDArray[np.int64], head_dim: Array, row_bytes: Array, key_bytes: Array
 ) -> tuple[Array, Array, Array]:
-    """(block_m, block_n, blocks per SM) by the family's table, halved until one block fits into shared memory."""
-    block_m, block_n = _table_tile(family, head_dim, query_rows)
-    line = tile_lines(family, head_dim, query_rows)
+    """(block_m, block_n, blocks per SM) by the line of the family's table, halved until one block fits shared memory."""
+    block_m, block_n, buffered = _table_tile(family, line)
+    key_bytes = key_bytes * buffered
     warps = np.array([t.warps or family.warps for t in family.tiles], dtype=np.float64)[line]
+    last = 4.0 * head_dim * np.array([t.partials for t in family.tiles], dtype=np.float64)[line]
+    block_n = _filled(family, arch, line, block_m * row_bytes, block_n, key_bytes)
     if any(t.blocks > 1 for t in family.tiles):
         wanted, least = (np.array([getattr(t, n) for t in family.tiles])[line] for n in ("blocks", "least_n"))
         for _ in range(int(np.log2(max(t.block_n for t in family.tiles)))):
-            many = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, warps) < wanted
+            many = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, warps, last) < wanted
             block_n = np.where(many & (block_n > least), block_n / 2, block_n)
-    fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, warps)
+    fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, warps, last)
     while np.any(fits < 1) and np.any((fits < 1) & (block_n > 16) | (fits < 1) & (block_m > 16)):
         narrow = (fits < 1) & (block_n > 32)
         block_n = np.where(narrow, np.maximum(16.0, np.floor(block_n / 32) * 16), block_n)
         block_m = np.where((fits < 1) & ~narrow & (block_m > 16), block_m / 2, block_m)
         block_n = np.where((fits < 1) & ~narrow & (block_m <= 16), 16.0, block_n)
-        fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, warps)
+        fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, warps, last)
     return block_m, block_n, np.maximum(fits, 1.0)
 
 
-def _table_tile(family: Family, head_dim: Array, query_rows: Array) -> tuple[Array, Array]:
-    """Block shapes by the family's table, for every case."""
-    line = tile_lines(family, head_dim, query_rows)
+def _table_tile(family: Family, line: NDArray[np.int64]) -> tuple[Array, Array, Array]:
+    """Block shapes by the family's table, and the share of a key tile that a buffer holds, for every case."""
     return (
         np.array([t.block_m for t in family.tiles], dtype=np.float64)[line],
         np.array([t.block_n for t in family.tiles], dtype=np.float64)[line],
+        np.array([(t.buffered or t.block_n) / t.block_n for t in family.tiles])[line],
     )
 
 
-def tile_lines(family: Family, head_dim: Array, query_rows: Array) -> NDArray[np.int64]:
-    """The line of the tile table that covers each case: the first that does, else the last."""
+def _filled(
+    family: Family, arch: Architecture, line: NDArray[np.int64], rows: Array, most: Array, key_bytes: Array
+) -> Array:
+    """Keys of a tile that doubles from a step on with the shared memory: of half an SM where two blocks of one step fit,
+    else of all. `rows`: bytes that the query rows take; `most` keys at most. Tiles without a step stay."""
+    step = np.array([t.step or 0 for t in family.tiles], dtype=np.float64)[line]
+    if not step.any():
+        return most
+    one = rows + step * key_bytes
+    share = np.where(2.0 * one <= arch.shared_bytes.value, arch.shared_bytes.value / 2.0, arch.shared_bytes_per_block.value)
+    steps = 2.0 ** np.floor(np.log2(np.floor((share - rows) / np.maximum(step * key_bytes, 1.0)).clip(1.0)))
+    return np.where(step > 0.0, np.minimum(steps * step, most), most)
+
+
+def tile_lines(family: Family, head_dim: Array, query_rows: Array, queries: Array) -> NDArray[np.int64]:
+    """The line of the tile table that covers each case: the first that does, else the last.
+
+    `query_rows`: of one head, or of all query heads that share a block's rows; `queries`: positions of one head.
+    """
     line = np.full(np.broadcast(head_dim, query_rows).shape, len(family.tiles) - 1)
     for k, tile in reversed(list(enumerate(family.tiles))):
         here = head_dim <= tile.head_dim
-        line = np.where(here if tile.rows is None else here & (query_rows <= tile.rows), k, line)
+        if tile.rows is not None:
+            here = here & (query_rows <= tile.rows)
+        if tile.queries is not None:
+            here = here & (queries <= tile.queries)
+        line = np.where(here, k, line)
     return line
 
 
 def _fits(
-    family: Family, arch: Architecture, m: Array, n: Array, row_bytes: Array, key_bytes: Array, warps: Array
+    family: Family, arch: Architecture, m: Array, n: Array, row_bytes: Array, key_bytes: Array, warps: Array, last: Array
 ) -> Array:
-    shared = shared_bytes(m, n, row_bytes, key_bytes, family.stages)
+    """Blocks per SM; `last`: bytes per query row that lie in the same shared memory at the block's end."""
+    shared = np.maximum(shared_bytes(m, n, row_bytes, key_bytes, family.stages), m * last)
     return occupancy(arch, shared, warps, family.registers_per_thread)
 
 
@@ -170,8 +194,11 @@ def choose_splits(
         most = np.maximum(1.0, np.ceil(keys / rule.min_keys))
         if rule.min_elements:
             most = np.minimum(most, np.maximum(1.0, np.ceil(keys * head_dim / rule.min_elements)))
-        wanted = np.floor(rule.waves * (slots if rule.fills == "slots" else sms) / blocks)
-        return np.clip(wanted, 1.0, np.minimum(most, np.maximum(tiles, 1.0)))
+        if rule.root:
+            most = np.maximum(1.0, np.minimum(most, np.round(np.sqrt(rule.root * most))))
+        wanted = rule.waves * (slots if rule.fills == "slots" else sms) / blocks
+        wanted = np.ceil(wanted) if rule.rounds == "up" else np.floor(wanted)
+        return np.clip(wanted, 1.0, most if rule.min_keys > 1 else np.minimum(most, np.maximum(tiles, 1.0)))
     if rule.rule == "logarithmic":
         wanted = sms * np.maximum(np.log2(np.maximum(keys, 1.0) / rule.min_keys), 1.0)
         return np.clip(np.ceil(wanted / blocks), 1.0, np.minimum(rule.most, np.maximum(tiles, 1.0)))

@@ -27,7 +27,7 @@ def test_one_name_stands_for_several_kernels() -> None:
     assert named("torch_flow", "decode", B200) == "trtllm_gen"
     assert named("torch_flow", "decode", H100) == "xqa"
     assert named("torch_flow", "decode", H100, group=1) == "mmha"
-    assert named("torch_flow", "decode", H100, group=64) == named("torch_flow", "decode", B200, group=64) == "trtllm_wide_group"
+    assert named("torch_flow", "decode", H100, group=64) == named("torch_flow", "decode", B200, group=64) == "mmha"
     assert named("flash_attention", "prefill", H100) == "flash3"
     assert named("flash_attention", "prefill", A100) == "flash3_sm80"
     assert named("no_such_kernel", "prefill", A100) == ""
@@ -38,6 +38,13 @@ def test_a_grid_below_a_quarter_of_the_sms_takes_the_ungrouped_kernel() -> None:
     assert named("torch_flow", "decode", H100, batch=4, seq=100) == "mmha"
     assert named("torch_flow", "decode", H100, batch=5, seq=100) == "xqa"
     assert named("torch_flow", "decode", H100, batch=4, seq=256) == "xqa"
+
+
+def test_flashinfers_caller_chooses_lanes_or_tensor_cores() -> None:
+    """SGLang: fp32 lanes below four query heads per KV head; vLLM and TensorRT-LLM: tensor cores always."""
+    assert [named("flashinfer", "decode", A100, group=g) for g in (1, 3, 4)] == ["flashinfer_lanes"] * 2 + ["flashinfer"]
+    for kernel in ("vllm_flashinfer_fidecode", "torch_flow_flashinfer"):
+        assert named(kernel, "decode", A100, group=1) == "flashinfer"
 
 
 @pytest.mark.parametrize("gpu", [H100, B200, A100])
