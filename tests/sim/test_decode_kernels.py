@@ -132,7 +132,8 @@ def test_a_library_keeps_its_own_copies_in_any_framework() -> None:
 
 def test_what_of_l2_is_usable_stays_with_the_class_of_chips() -> None:
     """A100's L2 is two halves, L40S's is one: L40S takes no share of L2 from A100, RTX PRO 6000 takes L40S's."""
-    for name, fitted, there, kept in (("flash2", "sm_80", L40S, False), ("flashinfer", "sm_89", load_gpu("rtx-pro-6000"), True)):
+    pro = load_gpu("rtx-pro-6000")
+    for name, fitted, there, kept in (("flash2", "sm_80", L40S, False), ("flashinfer", "sm_89", pro, True)):
         family = load_family(name)
         fits = tuple(f for f in family.fits if (f.architecture, f.phase, f.dtypes) == (fitted, "decode", ("bf16", "bf16")))
         found = replace(family, fits=fits).on(there, "decode", "bf16", "bf16")[0].constant("l2_usable")
