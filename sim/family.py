@@ -245,6 +245,8 @@ class Family:
         values = {**added(fit.framework, self.name, fit.architecture, phase, dtypes), **fit.constants}
         if foreign and additions(framework):
             values |= {name: NEUTRAL[name] for name in ADDED} | dict(added(framework, self.name, arch.name, phase, dtypes))
+        if steps[1] and _chip(fit.architecture)[1] != arch.shared_bytes:
+            values.pop("l2_usable", None)  # the cache's own, not the kernel's: as assumed on a chip of another class
         merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
         devices = fit.fitted_on.rsplit(" rows of ", 1)[-1].split(", ")
         widen = _widening(steps, foreign, arch.device not in devices)

@@ -128,3 +128,13 @@ def test_a_library_keeps_its_own_copies_in_any_framework() -> None:
         load_family(f).on(gpu, "decode", "bf16", "bf16", "VLLM")[0] for f, gpu in (("flash2", L40S), ("flash3", H100))
     )
     assert flash2.constant("regroup_s") > 0.0 == flash3.constant("regroup_s")
+
+
+def test_what_of_l2_is_usable_stays_with_the_class_of_chips() -> None:
+    """A100's L2 is two halves, L40S's is one: L40S takes no share of L2 from A100, RTX PRO 6000 takes L40S's."""
+    pro = load_gpu("rtx-pro-6000")
+    for name, fitted, there, kept in (("flash2", "sm_80", L40S, False), ("flashinfer", "sm_89", pro, True)):
+        family = load_family(name)
+        fits = tuple(f for f in family.fits if (f.architecture, f.phase, f.dtypes) == (fitted, "decode", ("bf16", "bf16")))
+        found = replace(family, fits=fits).on(there, "decode", "bf16", "bf16")[0].constant("l2_usable")
+        assert found == (fits[0].constants["l2_usable"] if kept else 0.7)
