@@ -225,12 +225,14 @@ def test_default_builds_are_chosen_by_head_dimension_and_architecture() -> None:
 
 
 def test_default_builds_do_not_spill() -> None:
-    """As they are compiled; what is allowed is what `attention_space` says."""
+    """As they are compiled; what is allowed is what `attention_space` says. (The builds of dQ are far from it up to 128.)"""
     allowed = {("keys", 128, 90): 160} | {("keys", 256, capability): 192 for capability in (80, 90, 100)}
     wanted: dict[tuple[str, int, int], Request] = {}
     for capability in (80, 90, 100):
         for width, (H, G) in ((64, (8, 2)), (128, (8, 2)), (256, (2, 1))):
             for which, config in zip(("queries", "keys"), backward_configs(width, width, capability), strict=True):
+                if which == "queries" and width < 256:
+                    continue
                 build = [config.block_m, config.block_n, config.num_warps, config.num_stages]
                 arguments = {"which": which, "sizes": [1, H, G, 4096, 4096, width, width], "dtype": "bfloat16",
                              "mask": {"right": 0}, "config": build}  # fmt: skip
