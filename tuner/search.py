@@ -251,7 +251,10 @@ class Search:
             thread.join()
 
     def _taken(self) -> set[int]:
-        return {row for row, _ in self._rows(TrialState.COMPLETE, TrialState.RUNNING)}
+        """Rows that are measured or claimed. A trial that no one claims yet may be one that a kill left behind; should its
+        worker live, its claim will see whoever took the row meanwhile."""
+        found = self._rows(TrialState.COMPLETE, TrialState.RUNNING)
+        return {row for row, t in found if t.state is TrialState.COMPLETE or WORKER in t.user_attrs}
 
     def _rows(self, *states: TrialState) -> Iterator[tuple[int, FrozenTrial]]:
         """The trials in these states that name a configuration, each with its row."""

@@ -167,7 +167,7 @@ def test_an_older_claim_yields_to_a_younger_one_that_was_granted_before_it_was_w
     assert not one._claim(old, 7, None) and one.skipped["duplicate"] == 1
     last = asked_for(one, 8)
     assert not one._claim(last, 8, 1)  # another row, but the budget of one is taken
-    assert len(one.measured()) == 0 and one.begun() == 1
+    assert len(one.measured()) == 0 and one.begun() == 1  # granted, and running
 
 
 @pytest.mark.parametrize("granted", [False, True])
@@ -192,6 +192,16 @@ def test_an_older_claim_waits_for_a_younger_one_that_is_not_decided(
     monkeypatch.setattr("einsight.tuner.search.time.sleep", decide)
     assert one._claim(old, row, budget) is not granted
     assert len(waited) == 1
+
+
+def test_what_was_asked_and_never_claimed_counts_for_nothing(tmp_path: Path) -> None:
+    """A worker killed between asking and claiming leaves a trial without owner: neither budget nor space lacks it."""
+    one = searching(storage=tmp_path / "study.journal")
+    asked_for(one, 7)
+    assert one.begun() == 0
+    one.study.enqueue_trial({name: int(i) for name, i in zip(SPACE.parameters, SPACE.points[7], strict=True)})
+    asked = one.ask(1)
+    assert asked is not None and asked.row == 7 and one.ask(1) is None
 
 
 def test_a_younger_claim_yields_to_an_older_one(tmp_path: Path) -> None:
