@@ -140,6 +140,8 @@ def _print_builds(kernel: Kernel, answers: list[tuple[Build, Estimate]]) -> None
                 f"and {found.fp32:g} fp32 operations; the cascade asks for {expected.tensor:g}, {expected.special:g}, "
                 f"{expected.fp32:g}"
             )
+        elif estimate.loop:
+            print(f"{build.gpu.name}: inner loop not checked: {build.why_unchecked}")
 
 
 def _text(number: int | None) -> str:

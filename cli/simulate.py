@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +20,17 @@ from einsight.sim.workload import Workload
 
 SHOWN_POINTS = 12
 """Rows of a printed sweep; `--json` has every point."""
+
+
+Axis = Annotated[
+    str | None,
+    typer.Option("--sweep", metavar="n=1k:128k", help="Walk a size, n=FROM:TO[:POINTS][:log|linear] or n=1k,4k."),
+]
+Within = Annotated[str | None, typer.Option(metavar="TIME", help="With --sweep: the most under this time.")]
+Kernel = Annotated[str | None, typer.Option(metavar="NAME", help="One of our kernels, with --config.")]
+Config = Annotated[str | None, typer.Option(help="A build of --kernel: BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2.")]
+Source = Annotated[str | None, typer.Option(help="Where a build's resources come from: compiled, table or closed_form.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="Draw the roofline (or the sweep).")]
 
 
 def run(
@@ -40,19 +51,12 @@ def run(
     bias: options.Bias = None,
     cache: options.Cache = None,
     target: options.Target = None,
-    axis: Annotated[
-        str | None,
-        typer.Option("--sweep", metavar="n=1k:128k", help="Walk a size, n=FROM:TO[:POINTS][:log|linear] or n=1k,4k."),
-    ] = None,
-    kernel: Annotated[str | None, typer.Option(metavar="NAME", help="One of our kernels, with --config.")] = None,
-    config: Annotated[
-        str | None, typer.Option(help="A build of --kernel: BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2.")
-    ] = None,
-    source: Annotated[
-        str | None, typer.Option(help="Where the build's resources come from: compiled, table or closed_form.")
-    ] = None,
-    within: Annotated[str | None, typer.Option(metavar="TIME", help="With --sweep: the most under this time.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="Draw the roofline (or the sweep).")] = None,
+    axis: Axis = None,
+    within: Within = None,
+    kernel: Kernel = None,
+    config: Config = None,
+    source: Source = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """How long a workload takes on each target, what limits it, and why.
@@ -65,12 +69,12 @@ def run(
     if kernel is None and (config or source):
         raise CommandError("--kernel", None, f"a kernel beside --{'config' if config else 'source'}; see `einsight kernels`")
     if kernel is not None:
-        if axis is not None or plot is not None:
-            raise CommandError("--kernel", kernel, f"a build without {'--sweep' if axis else '--plot'} beside it")
+        for option, value in (("--sweep", axis), ("--within", within), ("--plot", plot)):
+            if value is not None:
+                raise CommandError("--kernel", kernel, f"a build without {option} beside it")
         from einsight.cli.simulate_kernel import predictions  # kernels and resources: only for a build
 
-        columns = predictions(kernel, config, source, files or [], model, shape, target or [])
-        return print_json([p.as_json() for c in columns for p in c]) if as_json else _print(columns)
+        return _print(predictions(kernel, config, source, files or [], model, shape, target or []), as_json)
     found = options.cases(files or [], model, shape)
     if axis is not None:
         return _sweep(found, target or [], axis, within, plot, as_json)
@@ -85,14 +89,15 @@ def run(
 
         hardware = options.profiles(t for names in named.values() for t in names).values()
         save(roofline_figure([roofline(h, every) for h in hardware if isinstance(h, Gpu)]), plot)
+    _print(by_workload, as_json)
+
+
+def _print(columns: Sequence[Sequence[Prediction]], as_json: bool) -> None:
     if as_json:
-        return print_json([p.as_json() for p in every])
-    _print(by_workload)
-
-
-def _print(columns: Iterable[Sequence[Prediction]]) -> None:
+        return print_json([p.as_json() for column in columns for p in column])
     for column in columns:
         print_predictions(column)
+    return None
 
 
 def print_predictions(column: Sequence[Prediction]) -> None:

@@ -95,14 +95,13 @@ def run(
     if asked is not None and shapes is None and (explain is not None or predict_only):  # no search: needs no optuna
         return tune_predict.dispatch(asked, target, explain, out, as_json)
     tune_kernel, tune_replay, tune_search = _with_optuna("tune_kernel", "tune_replay", "tune_search")
-    live = tune_search.Live(
-        whole(trials, "--trials"), seed, sampler, prior, record, storage, whole(ahead, "--ahead"), not no_stop, out, key or "",
-    )  # fmt: skip
+    most, several = whole(trials, "--trials"), whole(ahead, "--ahead")
+    live = tune_search.Live(most, seed, sampler, prior, record, storage, several, not no_stop, out, key or "")
     with _plain_warnings():
-        if replay is not None:
-            tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
-        else:
+        if replay is None:
             tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
+        else:
+            tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
 
 
 @contextmanager

@@ -10,14 +10,14 @@ import torch
 import triton
 from torch import Tensor
 
-from einsight.kernels.attention import DTYPES, check_packed, own_scale, packed_views
+from einsight.kernels.attention import DTYPES, capability_of, check_packed, own_scale, packed_views
 from einsight.kernels.attention_gradients import grad_keys, grad_queries
 from einsight.kernels.attention_gradients import row_delta as row_delta_kernel
 from einsight.kernels.attention_launch import Bias, Pass, meta, options, strides, variant
 from einsight.kernels.attention_launch import Setting as Setting
-from einsight.kernels.attention_tiles import load_rows as load_rows  # other kernels look for it here
+from einsight.kernels.attention_space import backward_configs
 from einsight.kernels.band import Band
-from einsight.kernels.spaces import Config, default_backward_config
+from einsight.kernels.spaces import Config
 from einsight.kernels.tuned import tuned
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # dq, dk, dv and both factors'
@@ -40,7 +40,7 @@ def attention_backward(
 
     dout, dlse   gradients of output [B, H, M, F] and log-sum-exp [B, H, M] (None: zero)
     config       block_m: positions that a block holds (queries for dQ, keys for dK and dV), block_n: those of the tiles
-                 it walks over; default: the tuned one, else `default_backward_config`
+                 it walks over; default: the tuned one, else `backward_configs`, which has one build for each
 
     The same in every run: no two programs add to one number. dsink is float32 [H], None without a sink. Raises
     TypeError for fp8.
@@ -117,7 +117,8 @@ def passes(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, delta: Te
     (B, H, M, E), (G, N), F = q.shape, k.shape[1:3], v.shape[3]
     if q.dtype not in DTYPES:
         raise TypeError(f"q: got {q.dtype}, which has no gradients here; convert q, k and v with .to(torch.bfloat16)")
-    config = config or _tuned(q, (B, H, G, M, N, E, F), setting, bias) or default_backward_config(E, F)
+    config = config or _tuned(q, (B, H, G, M, N, E, F), setting, bias)
+    for_queries, for_keys = (config, config) if config else backward_configs(E, F, capability_of(q))
     dq, dk, dv, dpq, dpk = outputs
     first, second = (None, None) if bias is None else (bias.first, bias.second)
     of_second = strides(second) if bias is None or second is not None else (0, 0, 1)  # a matrix: a column per key
@@ -127,13 +128,13 @@ def passes(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, delta: Te
         setting.scale, *setting.log2_scales, 1.0 / setting.scale,
     )  # fmt: skip
     by_keys, by_rows = (
-        {"V": variant(setting, config, E, F, bias=bias, walked=length if lengths is None else None)}
-        for length, lengths in ((N, setting.lengths_k), (M, setting.lengths_q))
+        {"V": variant(setting, build, E, F, bias=bias, walked=length if lengths is None else None)}
+        for build, length, lengths in ((for_queries, N, setting.lengths_k), (for_keys, M, setting.lengths_q))
     )
-    queries, keys = B * H * triton.cdiv(M, config.block_m), B * G * triton.cdiv(N, config.block_m)
+    queries, keys = B * H * triton.cdiv(M, for_queries.block_m), B * G * triton.cdiv(N, for_keys.block_m)
     return (
-        Pass(grad_queries, queries, (*given, dq, dpq, *sizes), by_keys, options(config)),
-        Pass(grad_keys, keys, (*given, dk, dv, dpk, *sizes), by_rows, options(config)),
+        Pass(grad_queries, queries, (*given, dq, dpq, *sizes), by_keys, options(for_queries)),
+        Pass(grad_keys, keys, (*given, dk, dv, dpk, *sizes), by_rows, options(for_keys)),
     )
 
 

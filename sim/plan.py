@@ -50,8 +50,8 @@ class Plan:
     @property
     def splittable(self) -> bool:
         """One sweep over the keys, whose running state can be merged; more sweeps would need a grid-wide barrier. Blocks
-        that hold keys are enough of themselves."""
-        return len(self.main.sweeps) == 1 and self.main.grid != "column"
+        that hold keys are enough of themselves, and the chunks of a recurrence wait for each other."""
+        return len(self.main.sweeps) == 1 and self.main.grid == "query"
 
 
 def plan(cascade: Cascade, fused: bool, dtypes: Mapping[str, str], default: str) -> Plan:

@@ -22,7 +22,7 @@ from einsight.kernels.spaces import (
 from einsight.kernels.table import lookup, representative
 from einsight.sim.hardware import Gpu
 from einsight.sim.mapping import Mapping, Resources
-from einsight.tuner.instructions import LoopMix, expected_mix, found_mix
+from einsight.tuner.instructions import LoopMix, expected_mix, found_mix, why_unchecked
 from einsight.tuner.space import ELEMENT_BYTES
 
 SOURCES = ("compiled", "table", "closed_form")
@@ -96,6 +96,11 @@ class Build:
         if not estimate.blocks_per_sm:
             raise ResourceError(f"{self.kernel.name} {self.config}: {estimate.reason or estimate.status}")
         return Mapping(self.config.block_m, self.config.block_n, blocks_per_sm=estimate.blocks_per_sm)
+
+    @property
+    def why_unchecked(self) -> str:
+        """Why no rule says what the inner loop is made of; "" where one does."""
+        return why_unchecked(self.kernel, self.heads, self.config, self.gpu.architecture)
 
     def instruction_check(self, estimate: Estimate) -> tuple[LoopMix, LoopMix] | None:
         """(expected from the cascade, found in the inner loop), where there is a loop to look at and a rule for it."""

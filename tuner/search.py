@@ -35,11 +35,13 @@ from einsight.tuner.space import Space
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
-STATUS, REASON, WORKER, ALIVE = "status", "reason", "worker", "alive_s"
-"""User attributes of a trial: how it ended, why, who runs it (host:process:number), when that one last gave a sign."""
+STATUS, REASON, WORKER, ALIVE, GRANTED = "status", "reason", "worker", "alive_s", "granted"
+"""User attributes of a trial: how it ended, why, who claims it (host:process:number), when that one last gave a sign, and
+whether no other claim stood against it, so that it is measured."""
 SAMPLERS = ("pool", "random", "tpe", "gp", "cmaes", "qmc", "nsga2")
 GRACE_S = 60.0  # a running trial whose worker gave no sign for this long goes back to the queue
 SIGN_S = 5.0  # how often a worker gives a sign
+WAIT_S = 0.02  # between two looks at claims that are not decided yet
 WORST = 1.5  # a failure is told to Optuna's own samplers as this multiple of the worst time seen
 
 
@@ -165,17 +167,17 @@ class Search:
     skipped: dict[str, int] = field(default_factory=lambda: {"invalid": 0, "duplicate": 0})
     _known: dict[int, int] = field(default_factory=dict)  # trial number -> row: a trial's parameters never change
 
-    def ask(self) -> Asked | None:
-        """The next configuration, None when the space is exhausted."""
+    def ask(self, budget: int | None = None) -> Asked | None:
+        """The next configuration; None when the space is exhausted or all workers together have begun `budget` of them."""
         while True:
             taken = self._taken()
-            if len(taken) >= len(self.space):
+            if len(taken) >= len(self.space) or (budget is not None and len(taken) >= budget):
                 return None
             trial = self.study.ask(distributions(self.space))
             row = self.space.row_of_point([trial.params[name] for name in self.space.parameters])
             if row is None or row in taken:
                 self._replace(trial, row, taken)
-            elif self._claim(trial, row):
+            elif self._claim(trial, row, budget):
                 return Asked(trial, row)
 
     def tell(self, asked: Asked, measured: Measurement) -> None:
@@ -229,13 +231,6 @@ class Search:
         """Configurations that are measured or being measured, by any worker."""
         return len(self._taken())
 
-    def surplus(self, asked: Asked, budget: int) -> bool:
-        """Whether other workers took the last of the budget at the same moment; the trial is then withdrawn."""
-        before = {row for row, t in self._rows(TrialState.COMPLETE, TrialState.RUNNING) if t.number < asked.trial.number}
-        if len(before) >= budget:
-            self.study.tell(asked.trial, state=TrialState.FAIL)
-        return len(before) >= budget
-
     @contextmanager
     def alive(self, asked: Collection[Asked]) -> Iterator[None]:
         """While inside, a thread tells the storage now and then that these configurations' worker lives."""
@@ -256,7 +251,10 @@ class Search:
             thread.join()
 
     def _taken(self) -> set[int]:
-        return {row for row, _ in self._rows(TrialState.COMPLETE, TrialState.RUNNING)}
+        """Rows that are measured or claimed. A trial that no one claims yet may be one that a kill left behind; should its
+        worker live, its claim will see whoever took the row meanwhile."""
+        found = self._rows(TrialState.COMPLETE, TrialState.RUNNING)
+        return {row for row, t in found if t.state is TrialState.COMPLETE or WORKER in t.user_attrs}
 
     def _rows(self, *states: TrialState) -> Iterator[tuple[int, FrozenTrial]]:
         """The trials in these states that name a configuration, each with its row."""
@@ -267,16 +265,36 @@ class Search:
             if row is not None:
                 yield row, trial
 
-    def _claim(self, trial: Trial, row: int) -> bool:
-        """Whether this worker may measure the row. Of two that asked for the same at once, the lower number wins."""
-        trial.set_user_attr(WORKER, self.worker)
+    def _claim(self, trial: Trial, row: int, budget: int | None) -> bool:
+        """Whether this worker may measure the row, so that no row is measured twice and no budget exceeded.
+
+        Every worker first writes its claim and then looks at the others': of two at once at least one sees the other. A claim
+        yields to those granted and to older ones (lower numbers). It waits for younger ones that are not decided: they may
+        have looked before this one was written.
+        """
         trial.set_user_attr(ALIVE, time.time())
-        for found, other in self._rows(TrialState.COMPLETE, TrialState.RUNNING):
-            if found == row and other.number < trial.number:
+        trial.set_user_attr(WORKER, self.worker)
+        while True:
+            ahead, behind = self._claims(trial.number)
+            if row in ahead or (budget is not None and len(ahead) >= budget):
                 self.study.tell(trial, state=TrialState.FAIL)
-                self.skipped["duplicate"] += 1
+                self.skipped["duplicate"] += row in ahead
                 return False
-        return True
+            if row not in behind and (budget is None or len(ahead | behind) < budget):
+                trial.set_user_attr(GRANTED, True)
+                return True
+            time.sleep(WAIT_S)
+            self.reclaim()
+
+    def _claims(self, number: int) -> tuple[set[int], set[int]]:
+        """Rows of others' claims: granted or older than trial `number`; younger ones that are not decided."""
+        ahead: set[int] = set()
+        behind: set[int] = set()
+        for row, other in self._rows(TrialState.COMPLETE, TrialState.RUNNING):
+            decided = other.state is TrialState.COMPLETE or GRANTED in other.user_attrs
+            if other.number != number and (decided or WORKER in other.user_attrs):
+                (ahead if decided or other.number < number else behind).add(row)
+        return ahead, behind
 
     def _replace(self, trial: Trial, row: int | None, taken: set[int]) -> None:
         """An ask that is invalid or known ends as FAIL; the nearest configuration that is neither is asked next.

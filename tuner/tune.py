@@ -146,11 +146,9 @@ def _loop(
             if time.monotonic() - looked > RECLAIM_EVERY_S:
                 search.reclaim()
                 looked = time.monotonic()
-            if search.begun() >= budget:
-                ended = "the budget is spent"
-            elif (asked := search.ask()) is None:
-                ended = "every configuration is measured"
-            elif search.surplus(asked, budget) or _known_meanwhile(search, store, asked, outcome):
+            if (asked := search.ask(budget)) is None:
+                ended = "the budget is spent" if search.begun() >= budget else "every configuration is measured"
+            elif _known_meanwhile(search, store, asked, outcome):
                 continue
             else:
                 queue[threads.submit(device.prepare, asked.row)] = asked

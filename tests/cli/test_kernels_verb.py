@@ -111,3 +111,6 @@ def test_tables_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kernels", "flashbias", "--config", BUILD, "--target", "h100-sxm", "--source", "table"]) == 0
     told = capsys.readouterr().out
     assert "registers" in told and "the cascade asks for 13" in told
+    build = "BLOCK_M=64,BLOCK_N=32,num_warps=4,num_stages=1"
+    assert main(["kernels", "gla", "--config", build, "--target", "h100-sxm", "--source", "table"]) == 0
+    assert "inner loop not checked: a chunk's decays" in capsys.readouterr().out

@@ -342,9 +342,10 @@ def test_a_tiled_cascade_without_its_guard_refuses_ragged_keys() -> None:
 def _output_of(text: str, base: str) -> Array:
     cascade = parse(text)
     rng = np.random.default_rng(5)
-    sizes = {"M": 5, "N": 11, "N0": 4, "E": 3, "F": 2}
+    sizes = {"M": 5, "N": 11, "N0": 4, "E": 3, "F": 2, "R": 2}
     inputs = {t.name: rng.normal(size=[sizes[r] for r in t.ranks]) for t in load(base).inputs}
-    return evaluate(cascade, _sizes_for(load(base), sizes), inputs)["AV"]
+    found = evaluate(cascade, _sizes_for(load(base), sizes), inputs)
+    return np.concatenate([found[t.name].ravel() for t in cascade.outputs])
 
 
 def test_printing_and_reading_back_keeps_the_result() -> None:

@@ -13,8 +13,10 @@ pytest.importorskip("triton", reason="triton is not installed (extra `gpu`)")
 from einsight.kernels import references  # noqa: E402
 from einsight.kernels.attention import attention, attention_packed  # noqa: E402
 from einsight.kernels.attention_backward import Setting, attention_backward, attention_packed_backward  # noqa: E402
+from einsight.kernels.attention_space import BACKWARD, backward_configs  # noqa: E402
 from einsight.kernels.band import band  # noqa: E402
-from einsight.kernels.spaces import Config, default_backward_config  # noqa: E402
+from einsight.kernels.resources import Request, compile_offline  # noqa: E402
+from einsight.kernels.spaces import LIMITS, Config  # noqa: E402
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 SMALL = Config(32, 32, 4, 1)
@@ -37,7 +39,7 @@ def autograd(q: Any, k: Any, v: Any, dout: Any, dtype: Any, dlse: Any = None, si
     return torch.autograd.grad(loss, leaves)
 
 
-def check(q: Any, k: Any, v: Any, dout: Any, *, mask: dict[str, Any] | None = None, config: Config = SMALL,
+def check(q: Any, k: Any, v: Any, dout: Any, *, mask: dict[str, Any] | None = None, config: Config | None = SMALL,
           dlse: Any = None, sink: Any = None, **rest: Any) -> Any:  # fmt: skip
     mask = mask or {}
     out, lse = attention(q, k, v, **mask, config=SMALL, sink=sink, **rest)
@@ -76,7 +78,7 @@ def test_a_kv_head_gathers_from_every_query_head_that_reads_it(device: str, head
 
 @pytest.mark.parametrize(("E", "F"), [(40, 56), (64, 128), (192, 128), (256, 256)])
 def test_head_dimensions_in_the_default_build(device: str, E: int, F: int) -> None:
-    check(*inputs(device, HALF, 1, 1, 1, 70, 90, E, F), mask={"causal": True}, config=default_backward_config(E, F))
+    check(*inputs(device, HALF, 1, 1, 1, 70, 90, E, F), mask={"causal": True}, config=None)
 
 
 @pytest.mark.parametrize("config", [Config(64, 32, 4, 2), Config(32, 64, 4, 1), Config(128, 64, 8, 2)], ids=str)
@@ -214,3 +216,33 @@ def test_packed_gradients_are_checked() -> None:
         attention_packed_backward(q, q, q, q, q, torch.zeros(2, 8), 8, 8, Setting(band(), 1.0, None, bounds, bounds, 8))
     with pytest.raises(ValueError, match=r"setting: 9 packed rows, expected 8"):
         attention_packed_backward(q, q, q, q, q, torch.zeros(2, 8), 8, 8, Setting(band(), 1.0, None, bounds, bounds, 9))
+
+
+def test_default_builds_are_chosen_by_head_dimension_and_architecture() -> None:
+    assert backward_configs(40, 64, 90) is BACKWARD[9][64] and backward_configs(192, 128, 100) is BACKWARD[10][256]
+    assert backward_configs(128, 96, 120) is backward_configs(128, 96, 89) is BACKWARD[8][128]
+    assert backward_configs(32, 32) is backward_configs(32, 32, 90)
+
+
+def test_default_builds_do_not_spill() -> None:
+    """As they are compiled; what is allowed is what `attention_space` says. (The builds of dQ are far from it up to 128.)"""
+    allowed = {("keys", 128, 90): 160} | {("keys", 256, capability): 192 for capability in (80, 90, 100)}
+    wanted: dict[tuple[str, int, int], Request] = {}
+    for capability in (80, 90, 100):
+        for width, (H, G) in ((64, (8, 2)), (128, (8, 2)), (256, (2, 1))):
+            for which, config in zip(("queries", "keys"), backward_configs(width, width, capability), strict=True):
+                if which == "queries" and width < 256:
+                    continue
+                build = [config.block_m, config.block_n, config.num_warps, config.num_stages]
+                arguments = {"which": which, "sizes": [1, H, G, 4096, 4096, width, width], "dtype": "bfloat16",
+                             "mask": {"right": 0}, "config": build}  # fmt: skip
+                wanted[which, width, capability] = Request("einsight.kernels.attention_backward", "compile_named", arguments,
+                                                           capability)  # fmt: skip
+    found = {id(r): e for r, e in compile_offline(wanted.values())}
+    for name, request in wanted.items():
+        estimate = found[id(request)]
+        assert estimate.status == "ok", (name, estimate.reason)
+        assert estimate.spill_bytes <= allowed.get(name, 0), (name, estimate.spill_bytes)
+        assert sum(estimate.loop.get(op, 0) for op in ("LDL", "STL")) == 0, name
+        if name[2] == 80:  # as on sm_89 and sm_120, which have less shared memory
+            assert estimate.shared_bytes <= LIMITS[120].shared_bytes_per_block, name

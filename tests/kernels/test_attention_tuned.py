@@ -15,7 +15,9 @@ from einsight.kernels import tuned as module  # noqa: E402
 from einsight.kernels.attention import forward_pass  # noqa: E402
 from einsight.kernels.attention_backward import passes  # noqa: E402
 from einsight.kernels.attention_launch import Bias, Setting, meta  # noqa: E402
+from einsight.kernels.attention_space import AttentionConfig  # noqa: E402
 from einsight.kernels.band import Band, band  # noqa: E402
+from einsight.kernels.builds import config_of, told  # noqa: E402
 from einsight.kernels.lookup import Entry, Lookup  # noqa: E402
 from einsight.kernels.spaces import Config, default_backward_config, default_config  # noqa: E402
 from einsight.kernels.tuned import mask_in_words, tuned  # noqa: E402
@@ -92,6 +94,14 @@ def test_a_broken_file_is_a_warning_and_no_gpu_needs_no_lookup(folder: Path, mon
     monkeypatch.undo()
     assert module.device_name(torch.device("cpu")) == ""
     assert tuned("attention", torch.zeros(1).half(), SIZES, Band()) is None
+
+
+def test_a_build_with_flags_is_recorded_as_integers_and_comes_back() -> None:
+    build = AttentionConfig(128, 64, 8, 2, descriptors=True)
+    assert told(build) == {"block_m": 128, "block_n": 64, "num_warps": 8, "num_stages": 2, "descriptors": 1,
+                           "warp_specialize": 0}  # fmt: skip
+    assert config_of(told(build)) == build and config_of(told(FOUND)) == FOUND
+    assert not isinstance(config_of(told(FOUND)), AttentionConfig)
 
 
 def test_a_band_in_the_words_of_a_workload() -> None:

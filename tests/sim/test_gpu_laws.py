@@ -140,6 +140,15 @@ def test_a_recurrence_takes_time_in_proportion_to_its_length(target: str, cascad
 
 
 @pytest.mark.parametrize("cascade", SEQUENCES)
+def test_a_recurrence_is_not_split_over_its_chunks(cascade: str) -> None:
+    """Few heads leave SMs idle whatever the length: time grows with it, by the family's own tiles too."""
+    few = [replace(recurrence(cascade, n), sizes={"h": 4, "m": n, "n": n, "e": 128}) for n in range(1024, 4097, 512)]
+    found = [predict(w, "h100-sxm") for w in few]
+    assert all(p.mapping["splits"] == 1 for p in found)
+    assert [p.time_s for p in found] == sorted(p.time_s for p in found)
+
+
+@pytest.mark.parametrize("cascade", SEQUENCES)
 def test_a_recurrence_has_as_many_queries_as_keys(cascade: str) -> None:
     with pytest.raises(WorkloadError, match="walks one sequence"):
         Workload("x", cascade, {"h": 8, "m": 1, "n": 64, "e": 64}, phase="decode").check()

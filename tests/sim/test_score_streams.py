@@ -41,7 +41,7 @@ def test_a_bias_passes_the_l2_port_once_also_where_blocks_load_keys_together(tar
 
 @pytest.mark.parametrize("bias", [Addition("low_rank", (("r", 4),)), Addition("distance", (("x", 3),))])
 def test_a_framework_copies_keys_and_values_and_no_factors(bias: Addition) -> None:
-    """Widths that differ from those of keys cost the launch of no further kernel: at small sizes that would be most of a time."""
+    """Widths that differ from those of keys launch no further kernel: at small sizes that would be most of a time."""
     work = Workload.attention(heads=4, seq_q=512, head_dim=64)
     plain, biased = (predict(replace(work, bias=b), "h100-sxm") for b in ((), (bias,)))
     launches = [next(b.time_s for b in p.bounds if b.name == "launch") for p in (plain, biased)]

@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("optuna", reason="the extra `tune` is not installed")
 
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 
 from einsight.tuner.record import Status
 from einsight.tuner.recorded import Outcome, Recorded
-from einsight.tuner.search import SAMPLERS, STATUS, Search, SearchError, open_study, sampler
+from einsight.tuner.search import GRANTED, SAMPLERS, STATUS, WORKER, Search, SearchError, distributions, open_study, sampler
 from einsight.tuner.space import enumerated
 from einsight.tuner.store import Store, Subject
 from einsight.tuner.tune import tune
@@ -151,6 +151,66 @@ def test_two_workers_of_one_study_never_measure_the_same(tmp_path: Path) -> None
             rows.append(a.row)
             search.tell(a, toy().measure(a.row))
     assert len(set(rows)) == 20
+
+
+def asked_for(search: Search, row: int) -> Trial:
+    """A trial of this row, as a worker has it between asking and claiming."""
+    search.study.enqueue_trial({name: int(i) for name, i in zip(SPACE.parameters, SPACE.points[row], strict=True)})
+    return search.study.ask(distributions(SPACE))
+
+
+def test_an_older_claim_yields_to_a_younger_one_that_was_granted_before_it_was_written(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    one, two = searching(storage=journal), searching(seed=1, storage=journal)
+    old, young = asked_for(one, 7), asked_for(two, 7)  # both have drawn the row, neither has seen the other
+    assert two._claim(young, 7, None)
+    assert not one._claim(old, 7, None) and one.skipped["duplicate"] == 1
+    last = asked_for(one, 8)
+    assert not one._claim(last, 8, 1)  # another row, but the budget of one is taken
+    assert len(one.measured()) == 0 and one.begun() == 1  # granted, and running
+
+
+@pytest.mark.parametrize("granted", [False, True])
+@pytest.mark.parametrize(("row", "budget"), [(7, None), (8, 1)])
+def test_an_older_claim_waits_for_a_younger_one_that_is_not_decided(
+    granted: bool, row: int, budget: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The younger worker may have looked before the older claim was written: it is granted, or it yields."""
+    journal = tmp_path / "study.journal"
+    one, two = searching(storage=journal), searching(seed=1, storage=journal)
+    old, young = asked_for(one, row), asked_for(two, 7)
+    young.set_user_attr(WORKER, two.worker)
+    waited = []
+
+    def decide(seconds: float) -> None:
+        waited.append(seconds)
+        if granted:
+            young.set_user_attr(GRANTED, True)
+        else:
+            two.study.tell(young, state=TrialState.FAIL)
+
+    monkeypatch.setattr("einsight.tuner.search.time.sleep", decide)
+    assert one._claim(old, row, budget) is not granted
+    assert len(waited) == 1
+
+
+def test_what_was_asked_and_never_claimed_counts_for_nothing(tmp_path: Path) -> None:
+    """A worker killed between asking and claiming leaves a trial without owner: neither budget nor space lacks it."""
+    one = searching(storage=tmp_path / "study.journal")
+    asked_for(one, 7)
+    assert one.begun() == 0
+    one.study.enqueue_trial({name: int(i) for name, i in zip(SPACE.parameters, SPACE.points[7], strict=True)})
+    asked = one.ask(1)
+    assert asked is not None and asked.row == 7 and one.ask(1) is None
+
+
+def test_a_younger_claim_yields_to_an_older_one(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    one, two = searching(storage=journal), searching(seed=1, storage=journal)
+    old, young = asked_for(one, 7), asked_for(two, 7)
+    old.set_user_attr(WORKER, one.worker)
+    assert not two._claim(young, 7, None)
+    assert one._claim(old, 7, None)
 
 
 def test_what_cannot_be_used_is_refused() -> None:
