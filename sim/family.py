@@ -24,7 +24,9 @@ from einsight.sim.hardware import (
     Gpu,
     Quantity,
     load_architecture,
+    load_gpu,
 )
+from einsight.sim.hardware import names as profile_names
 from einsight.sim.schedule import SCHEDULES
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
 
@@ -154,6 +156,7 @@ class Ground(NamedTuple):
     compute_capability: str
     instructions: str
     device: str
+    flops_per_cycle: float = 0.0  # of the tensor cores of an SM, in the type of the operands; 0 where they have none
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,7 +216,8 @@ class Family:
         if not self.fits:
             return self, ""
         arch = gpu.architecture
-        ground = Ground(arch.name, arch.compute_capability, arch.instructions, gpu.name)
+        rate = gpu.tensor_flops_per_cycle.get(dtype)
+        ground = Ground(arch.name, arch.compute_capability, arch.instructions, gpu.name, rate.value if rate else 0.0)
         return self._on(ground, phase, dtype, kv_dtype, framework)
 
     @lru_cache(maxsize=4096)  # noqa: B019  (families are loaded once and stay)
@@ -221,11 +225,15 @@ class Family:
         dtypes = dtype, kv_dtype
         ranked = sorted(self.fits, key=lambda f: _distance(f, arch, phase, dtypes, framework))
         fit, (*steps, foreign, _) = ranked[0], _distance(ranked[0], arch, phase, dtypes, framework)
+        if steps[0] and steps[1] == 2:  # another phase on other instructions says less than what is assumed
+            return self, f"family {self.name}: constants assumed; none fitted for {phase} on {arch.name} or its like"
         values = {**added(fit.framework, self.name, fit.architecture, phase, dtypes), **fit.constants}
         if foreign and additions(framework):
             values |= {name: NEUTRAL[name] for name in ADDED} | dict(added(framework, self.name, arch.name, phase, dtypes))
-        merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
         devices = fit.fitted_on.rsplit(" rows of ", 1)[-1].split(", ")
+        if steps[1] == 2 and devices[0] in profile_names():
+            values |= _same_rate(values, load_gpu(devices[0]), dtype, arch.flops_per_cycle)
+        merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
         widen = _widening(steps, foreign, arch.device not in devices)
         for name in ("interval", "interval_slack"):
             if name in merged:
@@ -266,6 +274,17 @@ def _distance(
     steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - float(arch.compute_capability)) if apart else 0.0
     foreign = int(bool(framework) and fit.framework != framework)
     return 2 * (fit.phase != phase), apart, int(fit.dtypes != dtypes), foreign, steps
+
+
+def _same_rate(values: Mapping[str, float], fitted_on: Gpu, dtype: str, flops_per_cycle: float) -> dict[str, float]:
+    """The share of the tensor cores' peak that keeps a kernel's products per SM and cycle: that is what it carries from one
+    set of instructions to another, not its share of a peak that other instructions reach."""
+    known = fitted_on.tensor_flops_per_cycle.get(dtype)
+    if known is None or not flops_per_cycle or "mma_efficiency" not in values:
+        return {}
+    bounds = CONSTANTS["mma_efficiency"]
+    kept = values["mma_efficiency"] * known.value / flops_per_cycle
+    return {"mma_efficiency": min(max(kept, bounds.low), bounds.high)}
 
 
 @cache
