@@ -190,6 +190,7 @@ class Family:
     fits: tuple[Fit, ...] = ()
     window_skips: bool = True  # whether tiles outside a sliding window are left out
     window_split_by: str = "window"  # what a split run divides: the keys in the window, or the whole "cache"
+    queries_in_place: bool = False  # 16-bit queries are read where the projection left them: nothing copies them
     products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
     arithmetic: str = "operands"  # products in the operands' type, or in the "cache"'s: then queries are converted too
 
@@ -333,7 +334,7 @@ _KEYS = (
 
 
 def _family(root: Item) -> Family:
-    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic", "products"))
+    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic", "products", "queries_in_place"))
     return Family(
         name=t["name"].text(),
         title=t["title"].text(),
@@ -358,6 +359,7 @@ def _family(root: Item) -> Family:
         constants=_constants(t["constants"]),
         fits=tuple(_fit(i) for i in t["fits"].items()) if "fits" in t else (),
         products=t["products"].choice(("tensor", "vector")) if "products" in t else "tensor",
+        queries_in_place=t["queries_in_place"].boolean() if "queries_in_place" in t else False,
         arithmetic=t["arithmetic"].choice(("operands", "cache")) if "arithmetic" in t else "operands",
     )
 
