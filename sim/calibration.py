@@ -195,7 +195,8 @@ UNEVEN_CONSTANTS = ("uneven_s", "uneven_copy")
 def constants_for(family: Family, phase: str, samples: Sequence[Sample] = ()) -> tuple[str, ...]:
     """The constants that measurements of a phase can tell: those of every tile, what the phase alone does, and what
     only windows, keys and values of different widths or a narrower cache show, where the rows have them."""
-    own = PHASE_CONSTANTS[phase]
+    wide = all(np.all(_width(s.rows.dtype) >= 2.0) for s in samples)
+    own = tuple(n for n in PHASE_CONSTANTS[phase] if n != "q_copy" or not (family.queries_in_place and wide))
     splits = family.split[phase].rule != "none" and "combine_s" not in own
     merges: tuple[str, ...] = ("combine_s", "merge_cycles") if splits else ()
     windows = WINDOW_CONSTANTS if any(np.any(s.rows.window > 0) for s in samples) else ()

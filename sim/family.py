@@ -25,7 +25,9 @@ from einsight.sim.hardware import (
     Gpu,
     Quantity,
     load_architecture,
+    load_gpu,
 )
+from einsight.sim.hardware import names as profile_names
 from einsight.sim.schedule import SCHEDULES
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
 
@@ -171,6 +173,7 @@ class Ground(NamedTuple):
     instructions: str
     device: str
     shared_bytes: float  # of an SM
+    flops_per_cycle: float = 0.0  # of the tensor cores of an SM, in the type of the operands; 0 where they have none
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,6 +207,7 @@ class Family:
     fits: tuple[Fit, ...] = ()
     window_skips: bool = True  # whether tiles outside a sliding window are left out
     window_split_by: str = "window"  # what a split run divides: the keys in the window, or the whole "cache"
+    queries_in_place: bool = False  # 16-bit queries are read where the projection left them: nothing copies them
     products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
     misses: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of the fit in use
     moves: str = "filled"  # rows of queries and results that a block moves: all of its tile's, or those "held" by a query
@@ -234,7 +238,11 @@ class Family:
         if not self.fits:
             return self, ""
         arch = gpu.architecture
-        ground = Ground(arch.name, arch.compute_capability, arch.instructions, gpu.name, arch.shared_bytes.value)
+        rate = gpu.tensor_flops_per_cycle.get(dtype)
+        ground = Ground(
+            arch.name, arch.compute_capability, arch.instructions, gpu.name, arch.shared_bytes.value,
+            rate.value if rate else 0.0,
+        )  # fmt: skip
         return self._on(ground, phase, dtype, kv_dtype, framework)
 
     @lru_cache(maxsize=4096)  # noqa: B019  (families are loaded once and stay)
@@ -242,13 +250,17 @@ class Family:
         dtypes = dtype, kv_dtype
         ranked = sorted(self.fits, key=lambda f: _distance(f, arch, phase, dtypes, framework))
         fit, (*steps, _, foreign, _) = ranked[0], _distance(ranked[0], arch, phase, dtypes, framework)
+        if steps[0] and steps[1] == 2:  # another phase on other instructions says less than what is assumed
+            return self, f"family {self.name}: constants assumed; none fitted for {phase} on {arch.name} or its like"
         values = {**added(fit.framework, self.name, fit.architecture, phase, dtypes), **fit.constants}
         if foreign and additions(framework):
             values |= {name: NEUTRAL[name] for name in ADDED} | dict(added(framework, self.name, arch.name, phase, dtypes))
         if steps[1] and _chip(fit.architecture)[1] != arch.shared_bytes:
             values.pop("l2_usable", None)  # the cache's own, not the kernel's: as assumed on a chip of another class
-        merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
         devices = fit.fitted_on.rsplit(" rows of ", 1)[-1].split(", ")
+        if steps[1] == 2 and devices[0] in profile_names():
+            values |= _same_rate(values, load_gpu(devices[0]), dtype, arch.flops_per_cycle)
+        merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
         widen = _widening(steps, foreign, arch.device not in devices)
         if "interval" in merged:
             merged["interval"] = replace(merged["interval"], value=merged["interval"].value * widen)
@@ -292,6 +304,17 @@ def _distance(
     kin = abs(log2(shared / arch.shared_bytes)) if apart == 2 and shared else 0.0
     foreign = int(bool(framework) and fit.framework != framework)
     return 2 * (fit.phase != phase), apart, int(fit.dtypes != dtypes), kin, foreign, steps
+
+
+def _same_rate(values: Mapping[str, float], fitted_on: Gpu, dtype: str, flops_per_cycle: float) -> dict[str, float]:
+    """The share of the tensor cores' peak that keeps a kernel's products per SM and cycle: that is what it carries from one
+    set of instructions to another, not its share of a peak that other instructions reach."""
+    known = fitted_on.tensor_flops_per_cycle.get(dtype)
+    if known is None or not flops_per_cycle or "mma_efficiency" not in values:
+        return {}
+    bounds = CONSTANTS["mma_efficiency"]
+    kept = values["mma_efficiency"] * known.value / flops_per_cycle
+    return {"mma_efficiency": min(max(kept, bounds.low), bounds.high)}
 
 
 @cache
@@ -343,7 +366,8 @@ _KEYS = (
 
 
 def _family(root: Item) -> Family:
-    t = root.table(required=_KEYS, optional=("window", "fits", "arithmetic", "products", "grows", "widths", "moves"))
+    optional = ("window", "fits", "arithmetic", "products", "grows", "widths", "moves", "queries_in_place")
+    t = root.table(required=_KEYS, optional=optional)
     return Family(
         name=t["name"].text(),
         title=t["title"].text(),
@@ -371,6 +395,7 @@ def _family(root: Item) -> Family:
         widths=tuple(i.integer(1) for i in t["widths"].items()) if "widths" in t else (),
         moves=t["moves"].choice(("filled", "held")) if "moves" in t else "filled",
         grows=t["grows"].boolean() if "grows" in t else False,
+        queries_in_place=t["queries_in_place"].boolean() if "queries_in_place" in t else False,
         arithmetic=t["arithmetic"].choice(("operands", "cache")) if "arithmetic" in t else "operands",
     )
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from einsight.sim.calibration import Sample, constants_for
 from einsight.sim.estimate import build_cases, estimate
 from einsight.sim.family import Family, load_family
 from einsight.sim.gpu import Cases
 from einsight.sim.hardware import load_gpu
-from einsight.sim.kernel_names import chunks, reads_fresh
+from einsight.sim.kernel_names import acting_phases, chunks, reads_fresh
 from einsight.sim.mapping import Mapping
 from einsight.sim.mask import CAUSAL, Causal, Mask, Window
 from einsight.sim.rows import Rows, attention_plan, groups, sizes_of, times
@@ -161,3 +162,43 @@ def test_the_sustained_clock_follows_from_boost_tdp_and_energy() -> None:
     brief = rows(seq=1024)
     assert times(long, L40S, family)[0] > 1.1 * times(long, cool, family)[0]
     assert times(brief, L40S, family)[0] < 1.01 * times(brief, cool, family)[0]
+
+
+def test_other_instructions_keep_the_products_per_cycle_not_the_share_of_the_peak() -> None:
+    """A kernel fitted on wgmma, taken to mma.sync: the share of the peak grows as the peak shrinks."""
+    family = load_family("triton_extend")
+    there = replace(family, fits=tuple(f for f in family.fits if f.architecture == "sm_90"))
+    own, _ = there.on(H100, "prefill", "bf16", "bf16", "SGLang")
+    far, note = there.on(L40S, "prefill", "bf16", "bf16", "SGLang")
+    rates = [g.tensor_flops_per_cycle["bf16"].value for g in (H100, L40S)]
+    kept = own.constant("mma_efficiency") * rates[0] / rates[1]
+    assert far.constant("mma_efficiency") == pytest.approx(min(kept, 1.0))
+    assert "none for sm_89" in note
+
+
+def test_another_phase_on_other_instructions_is_no_ground_for_constants() -> None:
+    family = load_family("flashinfer")
+    decode = replace(family, fits=tuple(f for f in family.fits if f.phase == "decode" and f.architecture == "sm_100"))
+    found, note = decode.on(L40S, "prefill", "bf16", "bf16", "SGLang")
+    assert found.constants == family.constants
+    assert "assumed" in note
+
+
+def test_one_new_token_is_a_decode_to_frameworks_that_go_by_their_number() -> None:
+    frameworks = np.array(["VLLM 0.24.0", "VLLM 0.24.0", "SGLang 0.5.14"])
+    found = acting_phases(frameworks, np.array(["prefill"] * 3), np.array([1.0, 2.0, 1.0]))
+    assert found.tolist() == ["decode", "prefill", "prefill"]
+
+
+def test_constants_that_the_rows_can_tell() -> None:
+    """Copies of 16-bit queries where something makes them; widening where keys are narrower than the products."""
+
+    def names(family: str, of: Rows) -> tuple[str, ...]:
+        return constants_for(load_family(family), "prefill", [Sample(L40S, of, np.ones(1))])
+
+    assert "q_copy" not in names("flash3", rows())
+    assert "q_copy" in names("flash2", rows())
+    assert "convert_per_element" in names("flashinfer", rows(cache="fp8_e4m3"))
+    assert "convert_per_element" not in names("flashinfer", rows(cache="fp8_e4m3", read="bf16"))
+    assert "merge_cycles" in names("flashinfer", rows())
+    assert "merge_cycles" not in names("flash2", rows())
