@@ -129,3 +129,19 @@ def test_few_configurations_for_the_shapes_of_a_file(einsight: Einsight, tmp_pat
 def test_what_the_kernel_cannot_run_is_told_before_anything_starts(einsight: Einsight) -> None:
     said = einsight("tune", *SHAPE, "--bias", "alibi")
     assert said.code == 2 and "kernel attention runs softcap and sink" in said.err
+
+
+def test_a_launch_takes_what_was_tuned(einsight: Einsight, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the search to the kernel: the words in which a launch asks are those in which a workload is written."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from einsight.kernels import tuned
+    from einsight.kernels.band import band
+
+    words = ("--trials", "16", *ONE_BY_ONE, "--as", "lookup")
+    assert einsight("tune", *SHAPE, "--window", "512", "--bias", "softcap:cap=30", *words).code == 0
+    monkeypatch.setattr(tuned, "device_name", lambda device: "NVIDIA H200")
+    q, sizes = torch.empty(1, dtype=torch.bfloat16), (1, 32, 8, 4096, 4096, 128, 128)
+    capped = (("softcap", "cap", 30.0),)
+    assert tuned.tuned("attention", q, sizes, band(True, 512), capped) == Config(**BEST)
+    assert tuned.tuned("attention", q, sizes, band(True, None), capped) is None
+    assert tuned.tuned("attention", q, sizes, band(True, 512)) is None
