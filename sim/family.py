@@ -430,8 +430,9 @@ def _tile(item: Item) -> Tile:
     named = tuple(a.text() for a in t["architectures"].items()) if "architectures" in t else ()
     partials = t["partials"].integer(1) if "partials" in t else 0
     return Tile(
-        head_dim, block_m, block_n, rows, shared, blocks, least, serves, warps, named, only, where, held, step, partials, queries
-    )
+        head_dim, block_m, block_n, rows, shared, blocks, least, serves, warps, named, only, where, held, step, partials,
+        queries,
+    )  # fmt: skip
 
 
 def _split(item: Item) -> SplitRule:
