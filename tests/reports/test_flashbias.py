@@ -25,8 +25,8 @@ def test_two_constants_of_the_baseline_are_fitted_and_nothing_else(rows: list[fl
     fitted = [(r.what, r.size) for r in rows if r.basis == "fitted"]
     assert fitted == [("SDPA with the matrix", "N 4096"), ("SDPA with the matrix", "N 16384")]
     found = flashbias_kernels.baseline()
-    assert set(found.constants) == {"vector_per_score", "unhidden_memory"}
-    assert found.residuals == pytest.approx((1.0, 1.0), abs=0.06)
+    assert set(found.constants) == {"vector_per_score", "tile_cycles"}
+    assert found.residuals == pytest.approx((1.0, 1.0), abs=0.01)
     triton = flashbias_kernels.triton_family().constants
     assert not [name for name, c in triton.items() if c.kind == "fitted"]
 
@@ -70,7 +70,7 @@ def test_one_kernel_s_passes_and_forms_are_in_proportion(rows: list[flashbias.Ro
         for one in found:
             assert one[n].ratio == pytest.approx(1.0, abs=0.2), one[n]
     (check,) = training(rows, "memory-efficient kernel: backward over forward").values()
-    assert check.ratio == pytest.approx(1.0, abs=0.1)
+    assert check.ratio == pytest.approx(1.0, abs=0.25)  # of another GPU: what a tile's latency is in either pass is not fitted
 
 
 def test_a_step_of_the_backward_pass_is_read_off_a_row_that_no_prediction_is_compared_with(rows: list[flashbias.Row]) -> None:

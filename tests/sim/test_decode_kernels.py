@@ -23,7 +23,7 @@ def decode(
 ) -> Estimate:  # fmt: skip
     sizes = {"B": batch, "G": kv_heads, "J": group, "M": 1, "N": keys, "E": head_dim, "F": head_dim}
     arrays = {name: np.array([float(value)]) for name, value in sizes.items()}
-    return estimate(attention_plan("bf16", kv), mask or Mask(), arrays, True, gpu, family)
+    return estimate(attention_plan("bf16", kv, kv), mask or Mask(), arrays, True, gpu, family)
 
 
 def with_constant(family: Family, name: str, value: float) -> Family:
