@@ -139,6 +139,7 @@ def _mark_through(mark: Mark, views: Mapping[str, Einsum]) -> Mark:
 def _with_inherited_predicates(cascade: Cascade) -> Cascade:
     """Repeats until nothing changes: inside an iterate block a tensor may be read before the line that computes it."""
     carried = frozenset(s.output.tensor for s in cascade.statements if isinstance(s, Initial))
+    carried |= {e.name for e, block in cascade.placed() if block and _moves_on(e.output, block.variable)}  # its `init` forgotten
     while True:
         producers = {e.name: (e, block) for e, block in cascade.placed()}
         statements: list[Statement] = []
@@ -154,6 +155,11 @@ def _with_inherited_predicates(cascade: Cascade) -> Cascade:
         if tuple(statements) == cascade.statements:
             return cascade
         cascade = replace(cascade, statements=tuple(statements))
+
+
+def _moves_on(output: Access, step: str) -> bool:
+    """Whether a line of an iterate block writes another step than the one it stands at: T[n1+1,m]."""
+    return any(isinstance(index, Apply) and step in variables(index) for index in output.indices)
 
 
 def _with_inherited(

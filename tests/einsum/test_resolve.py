@@ -221,3 +221,11 @@ def test_a_rank_as_large_as_another_takes_its_size() -> None:
         bind(cascade, {"n": 8, "n0": 4, "c": 3})
     with pytest.raises(CascadeError, match=r"rank C is to be as large as W\n.*\n.*\n.*expected: one of N, N1, N0"):
         check(ALIKE.replace("C = N0", "C = W"))
+
+
+def test_a_forgotten_init_does_not_let_predicates_grow_without_end() -> None:
+    """A tensor that a loop carries is one by the line that writes its next step; what starts it may be missing."""
+    text = format_cascade(load("gla"))
+    line = next(line for line in text.splitlines() if line.startswith("init LB"))
+    resolved = resolve(parse(text.replace(line + "\n", "")))
+    assert max(len(format_expression(e.predicate)) for e in resolved.einsums if e.predicate is not None) < 120
