@@ -139,7 +139,7 @@ def _mark_through(mark: Mark, views: Mapping[str, Einsum]) -> Mark:
 def _with_inherited_predicates(cascade: Cascade) -> Cascade:
     """Repeats until nothing changes: inside an iterate block a tensor may be read before the line that computes it."""
     carried = frozenset(s.output.tensor for s in cascade.statements if isinstance(s, Initial))
-    carried |= {e.name for e, block in cascade.placed() if block and _moves_on(e.output, block.variable)}  # its `init` forgotten
+    carried |= {e.name for e, block in cascade.placed() if block and _moves_on(e.output, block.variable)}  # no `init`
     while True:
         producers = {e.name: (e, block) for e, block in cascade.placed()}
         statements: list[Statement] = []
