@@ -7,7 +7,7 @@ total `work`, the `longest` and the `shortest`; arrays over cases throughout. Bl
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,7 @@ def makespan(
     after the other, and once a neighbour has ended the rest run faster. `n` equal blocks take ceil(n / sms) places on an
     SM, `most` at a time. Of unequal ones, only the common part of their lengths is quantised: longest first (persistent)
     ends on the shortest blocks; in launch order (static) the common part is that of a ramp with the same mean, and a long
-    block that starts late ends `RAGGED` of the difference after the rest. Never below work / SMs nor below the longest
+    block that starts late ends `RAGGED` of the difference after the rest, half of its way beside one neighbour and half alone (`simulate_shared`). Never below work / SMs nor below the longest
     block alone, and never slower with more SMs.
     """
     places = np.ceil(n / sms)
@@ -56,7 +56,8 @@ def makespan(
     shared_by = np.clip(n / sms, 1.0, most)
     average = blocks(shared_by)
     spread = common + (average.work - n * _common(n, average, persistent)) / (sms * shared_by)
-    late = RAGGED * (together.longest - _common(n, together, persistent)) / most
+    pair = blocks(np.minimum(most, 2.0))
+    late = RAGGED * 0.5 * sum((end.longest - _common(n, end, persistent) for end in (single, pair)), ZERO)
     spread = spread + np.where(persistent | (n <= sms), 0.0, late)
     slowest: Array = np.where((n <= sms) & ~persistent, 0.0, spread)
     return np.maximum(slowest, np.where(n > 0, single.longest, 0.0))
@@ -67,6 +68,31 @@ def _common(n: Array, blocks: Blocks, persistent: Flags) -> Array:
     ramp = np.maximum(blocks.shortest, 2.0 * blocks.work / np.maximum(n, 1.0) - blocks.longest)
     found: Array = np.where(persistent, blocks.shortest, ramp)
     return found
+
+
+def simulate_shared(steps: Sequence[float], sms: int, most: int, alone: float, busy: float) -> float:
+    """The reference for blocks that share an SM: in the given order, each where a place is free first. A block of `steps[i]`
+    steps shares with k - 1 others at max(alone, k busy) cycles a step."""
+    places: list[list[float]] = [[] for _ in range(sms)]
+    queue, seen, end = list(reversed(steps)), [0.0] * sms, 0.0
+    for _ in range(most):
+        for place in places:
+            place.extend([queue.pop()] if queue else [])
+
+    def pace(place: list[float]) -> float:
+        return max(alone, len(place) * busy)
+
+    events = [(min(place) * pace(place), s) for s, place in enumerate(places) if place]
+    heapq.heapify(events)
+    while events:
+        end, s = heapq.heappop(events)
+        left = [step - (end - seen[s]) / pace(places[s]) for step in places[s]]
+        places[s] = [step for step in left if step > 1e-9]
+        places[s] += [queue.pop() for step in left if step <= 1e-9 and queue]
+        seen[s] = end
+        if places[s]:
+            heapq.heappush(events, (end + min(places[s]) * pace(places[s]), s))
+    return end
 
 
 def simulate_blocks(durations: Iterable[float], slots: int) -> float:

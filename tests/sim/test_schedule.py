@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from einsight.sim.schedule import Array, Blocks, makespan, simulate_blocks
+from einsight.sim.schedule import Array, Blocks, makespan, simulate_blocks, simulate_shared
 
 
 def closed(durations: list[float], slots: int, persistent: bool) -> float:
@@ -59,6 +59,24 @@ def test_blocks_on_one_sm_hide_each_others_latency_and_no_more() -> None:
     assert shared(11, busy=3.0, alone=10.0, sms=10, most=2) == 10.0  # two fit beside each other
     assert shared(20, busy=7.0, alone=10.0, sms=10, most=2) == 14.0  # two that share take turns
     assert shared(30, busy=7.0, alone=10.0, sms=10, most=2) == 24.0  # the third runs alone
+
+
+def test_causal_blocks_that_share_an_sm_are_close_to_the_simulation() -> None:
+    """Launch order, long blocks last: within 15 % each and 4 % in the mean, with no lean to either side."""
+    off = []
+    for rows in (8, 16, 32, 64):
+        for heads in (8, 32, 64):
+            for most, busy in ((1, 1.0), (2, 0.6), (2, 0.9), (3, 0.5), (4, 0.3), (4, 0.6), (8, 0.2), (8, 0.5)):
+                steps = [float(i + 1) for _ in range(heads) for i in range(rows)]
+
+                def blocks(k: Array, steps: list[float] = steps, busy: float = busy) -> Blocks:
+                    pace = np.maximum(1.0, k * busy)
+                    return Blocks(sum(steps) * pace, max(steps) * pace, min(steps) * pace)
+
+                count, room = np.array([float(len(steps))]), np.array([float(most)])
+                closed_form = float(makespan(count, blocks, 108.0, room, np.array([False]))[0])
+                off.append(closed_form / simulate_shared(steps, 108, most, 1.0, busy) - 1)
+    assert max(map(abs, off)) < 0.15 and np.mean(np.abs(off)) < 0.04 and abs(np.mean(off)) < 0.01
 
 
 @given(st.integers(1, 400), st.floats(0.1, 1.0), st.integers(1, 150), st.integers(1, 8))

@@ -19,6 +19,7 @@ from einsight.kernels.gna_space import BoxConfig
 from einsight.kernels.spaces import Config, excluded
 from einsight.sim.hardware import Gpu, load_hardware
 from einsight.sim.mapping import Mapping as TileMapping
+from einsight.sim.mask import Mask
 from einsight.sim.workload import Workload
 from einsight.tuner import prior
 from einsight.tuner.pool import ALIKE, TIED, spread_order
@@ -203,8 +204,11 @@ def test_groups_and_stages_fill_the_gaps_of_a_block_and_nothing_else_changes() -
     small = replace(plain, block_m=64, block_n=32, warps=4)
     by_stages = [at.seconds(replace(small, stages=s), gpu) for s in (1, 2, 3, 4)]
     assert by_stages == sorted(by_stages, reverse=True) and by_stages[0] > by_stages[1] and by_stages[2] == by_stages[3]
-    crowded = [at.seconds(replace(small, stages=s, blocks_per_sm=8), gpu) for s in (1, 4)]
-    assert crowded[0] == crowded[1]  # other blocks work while one waits
+    crowd = replace(small, blocks_per_sm=8)
+    alike = problem(workload=replace(ATTENTION, mask=Mask()))
+    assert alike.seconds(replace(crowd, stages=1), gpu) == alike.seconds(replace(crowd, stages=4), gpu)  # others work meanwhile
+    waits = at.seconds(replace(crowd, stages=1), gpu) - at.seconds(replace(crowd, stages=4), gpu)
+    assert 0 < waits < by_stages[0] - by_stages[3]  # of unequal blocks the longest end alone
 
 
 WINNERS = "attn_fwd__NVIDIA_A100-SXM4-80GB__triton_3.2.0__1.json"
@@ -212,7 +216,7 @@ WINNERS = "attn_fwd__NVIDIA_A100-SXM4-80GB__triton_3.2.0__1.json"
 
 def test_published_winners_of_long_prefills_are_near_the_simulators_best() -> None:
     """The fastest of 450 builds of another Triton attention kernel on an A100 (triton-dejavu caches): what is fastest there
-    is 8 to 13 % behind the best prediction from 2048 queries on: the model finds small tiles too good."""
+    is within 5 % of the best prediction from 2048 queries on."""
     root = Path(os.environ.get("EINSIGHT_REFERENCE", Path(__file__).parents[3] / "shared" / "reference"))
     file = root / "tuner_spaces" / "attention_winners" / WINNERS
     if not file.exists():
@@ -231,6 +235,6 @@ def test_published_winners_of_long_prefills_are_near_the_simulators_best() -> No
         at = problem(80, workload)
         winner = Config(*(int(build[n]) for n in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")))
         logs = prior.simulated(at, gpu_of("a100-sxm-80gb"))
-        assert logs[at.configurations().index(winner)] - logs.min() < 0.13, (sizes, winner)
+        assert logs[at.configurations().index(winner)] - logs.min() < 0.05, (sizes, winner)
         seen += 1
     assert seen == 3
