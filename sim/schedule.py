@@ -44,8 +44,8 @@ def makespan(
     after the other, and once a neighbour has ended the rest run faster. `n` equal blocks take ceil(n / sms) places on an
     SM, `most` at a time. Of unequal ones, only the common part of their lengths is quantised: longest first (persistent)
     ends on the shortest blocks; in launch order (static) the common part is that of a ramp with the same mean, and a long
-    block that starts late ends `RAGGED` of the difference after the rest, half of its way beside one neighbour and half alone (`simulate_shared`). Never below work / SMs nor below the longest
-    block alone, and never slower with more SMs.
+    block that starts late ends `RAGGED` of the difference after the rest, half of its way beside one neighbour and half
+    alone (`simulate_shared`). Never below work / SMs nor below the longest block alone, and never slower with more SMs.
     """
     places = np.ceil(n / sms)
     whole = np.floor(places / most)
