@@ -12,9 +12,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from einsight.sim.cases import Cases
 from einsight.sim.columns import turned
 from einsight.sim.family import Family
-from einsight.sim.gpu import Cases, KernelTime, kernel_time
+from einsight.sim.gpu import KernelTime, kernel_time
 from einsight.sim.grid import Tiles, grid_of
 from einsight.sim.hardware import Gpu
 from einsight.sim.mapping import Mapping, choose_splits, choose_tile, tile_lines

@@ -60,7 +60,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "row_cycles": Constant("cycle", 0.0, 1000.0, "once per block and row of its tile, filled or not (reductions across lanes)"),
     "part_cycles": Constant("cycle", 0.0, 30000.0, "what merging adds to a block of a split run, inside the kernel"),
     "exit_cycles": Constant("cycle", 0.0, 20000.0, "a part of a split run that finds no key of its own inside the window"),
-    "test_per_score": Constant("op", 0.0, 256.0, "to test a tile against a sliding window, where none is left out of the walk"),
+    "test_per_score": Constant("op", 0.0, 256.0, "to test a tile, its keys loaded, against a window, where none is left out"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
     "regroup_s": Constant("s", 0.0, 1.5e-5, "copies that bring the packed query heads of several sequences into order"),
     "kv_copy": Constant("", 0.0, 4.0, "times that a framework's own kernels move the new keys and values (cache writer)"),

@@ -37,6 +37,10 @@ class Tiles:
     exact: bool = True
 
 
+_NONE: Array = np.zeros(())
+NO_TILES = Tiles(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE, _NONE)
+
+
 def grid_of(mask: Mask, m: Array, n: Array, block_m: Array, block_n: Array, pack: Array) -> Tiles:
     """Tiles of each case. `pack`: query heads that share a tile's rows (1 when they do not)."""
     sizes = np.broadcast_arrays(m, n, block_m, block_n, pack)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from einsight.sim.calibration import Sample, constants_for
+from einsight.sim.cases import Cases
 from einsight.sim.estimate import build_cases, estimate
 from einsight.sim.family import Family, load_family
-from einsight.sim.gpu import Cases
 from einsight.sim.hardware import load_gpu
 from einsight.sim.kernel_names import acting_phases, chunks, reads_fresh
 from einsight.sim.mapping import Mapping
