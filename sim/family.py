@@ -300,10 +300,15 @@ def _distance(
     how much a block keeps in flight; other framework; steps of compute capability."""
     instructions, shared = _chip(fit.architecture)
     apart = 0 if fit.architecture == arch.name else 1 if instructions == arch.instructions else 2
-    steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - float(arch.compute_capability)) if apart else 0.0
+    steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - _capability(arch.compute_capability)) if apart else 0.0
     kin = abs(log2(shared / arch.shared_bytes)) if apart == 2 and shared else 0.0
     foreign = int(bool(framework) and fit.framework != framework)
     return 2 * (fit.phase != phase), apart, int(fit.dtypes != dtypes), kin, foreign, steps
+
+
+def _capability(text: str) -> float:
+    """A compute capability as a number; 0 for an architecture that has none, which is then equally far from all that do."""
+    return float(text) if text.replace(".", "", 1).isdigit() else 0.0
 
 
 def _same_rate(values: Mapping[str, float], fitted_on: Gpu, dtype: str, flops_per_cycle: float) -> dict[str, float]:

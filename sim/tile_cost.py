@@ -12,7 +12,7 @@ from einsight.einsum.ir import Tensor
 from einsight.sim.cases import Cases, fetched_sizes, held_rows
 from einsight.sim.family import Family
 from einsight.sim.hardware import DTYPE_BYTES, Gpu
-from einsight.sim.schedule import ZERO, Array
+from einsight.sim.schedule import ONE, ZERO, Array
 from einsight.sim.traffic import elements
 from einsight.sim.work import KEY, QUERY, KernelWork, Reuse, Share, Sweep, costs_of
 
@@ -54,13 +54,18 @@ def tile_cost(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, fam
     added = sum((elements(t, at) for t in sweep.sums), ZERO) * 2.0 * PARTIAL_BYTES  # an atomic addition reads and writes
     added = added + bytes_of(sweep.writes, at, cases)
     held = fetched_sizes(at, cases)
-    loaded = bytes_of(operands, held, cases) / (1.0 if cases.shared_by is None else cases.shared_by)
+    loaded = bytes_of(operands, held, cases) / _sharing(cases)
     loaded = loaded + bytes_of(own, held, cases) + added
     peak["L2"] = loaded / arch.l2_bytes_per_cycle.value
     real = {**peak, "tensor cores": peak["tensor cores"] / family.constant("mma_efficiency")}
     widest = reduce(np.maximum, real.values())
     alone = widest + family.constant("unhidden") * (sum(real.values(), ZERO) - widest)
     return TileCost(peak, alone, widest, loaded, shared)
+
+
+def _sharing(cases: Cases) -> Array:
+    """Blocks of a cluster that load a key tile together: of one head, so no more than it has."""
+    return ONE if cases.shared_by is None else np.minimum(cases.shared_by, np.maximum(cases.tiles.blocks, 1.0))
 
 
 def lone_cycles(tile: TileCost, cases: Cases) -> Array:
