@@ -4,11 +4,13 @@ Nothing here is fitted on a backward pass. What differs from the forward pass wa
 PyTorch's memory-efficient attention (`kernel_backward.h`) and the Triton kernels of FlashBias's repository.
 
 - A memory-efficient kernel is a chain of products. Each fills its stages from L2 for itself, the tiles of keys and values
-  included, and ends at a barrier. A tile's exposed latency is that of its products: two forward, five backward.
+  included, and ends at a barrier. A tile's exposed latency is that of its products: two forward, five backward. (It is
+  not the matrix's load: fitted with a matrix, it also gives the forward times of factors, which read none.)
 - It is compiled for 12 warps to an SM instead of 16: three blocks.
 - Blocks of keys add to one query's gradient in turn, under a lock, and each makes the row sums of O * DO anew (`SDPA_TRIPS`).
 - Triton compiles an atomic addition with the semantics acquire and release, its default: a fence stands before each and
-  the sum comes back, so that a thread's additions follow each other, one trip apart.
+  the sum comes back, so that a thread's additions follow each other, one trip apart. (Triton 3.7 compiles a loop of this
+  shape for compute capability 8.0 to 24 fences and additions with factors, 16 with a matrix.)
 """
 
 from __future__ import annotations
