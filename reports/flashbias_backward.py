@@ -39,9 +39,9 @@ from einsight.reports.flashbias_kernels import (
     with_constants,
 )
 from einsight.sim.family import Family
-from einsight.sim.gpu import LOAD_CYCLES
 from einsight.sim.mapping import Mapping as Tiles
 from einsight.sim.predict import plan_of
+from einsight.sim.tile_cost import LOAD_CYCLES
 from einsight.sim.workload import Workload
 
 SDPA_BACKWARD_TILES = replace(SDPA_TILES, blocks_per_sm=3)

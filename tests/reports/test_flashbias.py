@@ -11,7 +11,7 @@ import pytest
 from einsight.cli import main
 from einsight.reports import flashbias, flashbias_backward, flashbias_kernels
 from einsight.sim.family import load_family
-from einsight.sim.gpu import LOAD_CYCLES
+from einsight.sim.tile_cost import LOAD_CYCLES
 
 
 @pytest.fixture(scope="module")
