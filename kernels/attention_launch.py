@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -77,13 +78,27 @@ def variant(setting: Setting, config: Config, E: int, F: int, *, bias: Bias | No
             weight_bits: int = 0, descriptors: bool = False, warp_specialize: bool = False) -> Variant:  # fmt: skip
     """walked   positions that tiles of `block_n` have to cover exactly for border tiles to be left out; None: they cannot"""
     mask = setting.mask
-    fixed = Variant(
+    return _build(
         E, F, triton.next_power_of_2(E), triton.next_power_of_2(F), bias.rank if bias else 16, config.block_m,
         config.block_n, mask.align == "last", mask.left is not None, mask.right is not None,
         setting.softcap is not None, bias.kind if bias else NONE, walked is not None and walked % config.block_n == 0,
         setting.packed_rows is not None, weight_bits, descriptors, warp_specialize,
     )  # fmt: skip
-    return Variant(*(tl.constexpr(value) for value in vars(fixed).values()))
+
+
+class Build(Variant, dict[str, Any]):
+    """A `Variant` that is its fields as plain values too: Triton writes a build's constants as JSON for every hook that
+    looks on as it compiles (profilers and torch's symmetric memory set one), and knows a dictionary but no dataclass."""
+
+    __hash__ = Variant.__hash__  # type: ignore[assignment]  # frozen: the dictionary is filled once, in `_build`
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _build(*values: Any) -> Build:
+    """One object for each build: a launch finds its binary by comparing identities, not field by field."""
+    made = Build(*map(tl.constexpr, values))
+    made.update(zip(vars(made), values, strict=True))
+    return made
 
 
 def options(config: Config) -> dict[str, Any]:
