@@ -108,7 +108,7 @@ def options(config: Config) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One launch: kernel, programs, and what Triton is given. `keywords` are what a build fixes."""
+    """One launch: kernel, programs, and what Triton is given, a tensor first. `keywords` are what a build fixes."""
 
     kernel: Any
     programs: int
@@ -117,8 +117,10 @@ class Pass:
     options: dict[str, Any]
 
     def run(self) -> None:
+        """Launch on the device of the tensors, which need not be the current one: Triton takes that."""
         if self.programs:
-            self.kernel[(self.programs,)](*self.arguments, **self.keywords, **self.options)
+            with torch.cuda.device_of(self.arguments[0]):
+                self.kernel[(self.programs,)](*self.arguments, **self.keywords, **self.options)
 
     def compile(self) -> Any:
         """Compile for Triton's active driver as this launch would, with no data; returns Triton's object."""
