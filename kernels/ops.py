@@ -20,9 +20,8 @@ from torch.library import custom_op
 from einsight.kernels import attention as fused
 from einsight.kernels import attention_backward as back
 from einsight.kernels import flashbias as biased
-from einsight.kernels.attention_space import AttentionConfig
 from einsight.kernels.band import Band, band
-from einsight.kernels.spaces import Config
+from einsight.kernels.spaces import AttentionConfig, Config
 
 Pair = tuple[Tensor, Tensor]
 Window = int | tuple[int | None, int | None] | None
