@@ -82,7 +82,6 @@ class Limits:
     registers: int = 65536
     registers_per_thread: int = 255
     tmem_columns: int = 0
-    tmem_lanes: int = 128
 
 
 KIB = 1024
