@@ -184,11 +184,12 @@ def shared_bytes(heads: Heads, config: Config, capability: int) -> int:
     the output passes through all of it. Tensor descriptors add up to 1 KiB of barriers and alignment, warp groups of their
     own up to 4 KiB.
     """
-    walked = _walk_of_bytes(heads, config, capability) if heads.element_bytes == 1 else _walk(heads, config, capability)
-    return walked if matrix_instruction(config, capability) == "tcgen05" else max(walked, _stored(heads, config))
+    form = _fp8_pipeline_bytes if heads.element_bytes == 1 else _pipeline_bytes
+    pipeline = form(heads, config, capability)
+    return pipeline if matrix_instruction(config, capability) == "tcgen05" else max(pipeline, _output_bytes(heads, config))
 
 
-def _stored(heads: Heads, config: Config) -> int:
+def _output_bytes(heads: Heads, config: Config) -> int:
     """The 16-bit output on its way from the tensor core's layout to rows, 8 values a thread, in as few passes as rows that a
     thread holds in both layouts allow. (tcgen05: tensor memory is read as rows.)"""
     at_once = 256 * config.num_warps // heads.tile_f  # rows that all threads store together
@@ -196,7 +197,7 @@ def _stored(heads: Heads, config: Config) -> int:
     return config.block_m * heads.tile_f * 2 // passes
 
 
-def _walk_of_bytes(heads: Heads, config: Config, capability: int) -> int:
+def _fp8_pipeline_bytes(heads: Heads, config: Config, capability: int) -> int:
     """fp8, which no bias goes with. Seen with Triton 3.7.1: for wgmma V is transposed, and of what pointers load only one
     tile of it is there; weights are an operand in shared memory for tcgen05; architectures with either have no mma.sync of fp8,
     whose operands are widened to 16 bits, and Q and the weights pass through shared memory as such."""
@@ -215,7 +216,8 @@ def _walk_of_bytes(heads: Heads, config: Config, capability: int) -> int:
     return widened * q + (stages - 1) * (k + v) + passing
 
 
-def _walk(heads: Heads, config: Config, capability: int) -> int:
+def _pipeline_bytes(heads: Heads, config: Config, capability: int) -> int:
+    """Of the loop over the keys, as `shared_bytes` describes it."""
     size = heads.element_bytes
     q = config.block_m * (heads.tile_e + heads.tile_r) * size
     k, factor, v = (config.block_n * width * size for width in (heads.tile_e, heads.tile_r, heads.tile_f))
