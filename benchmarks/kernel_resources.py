@@ -3,13 +3,18 @@
     PYTHONPATH=.src python3 benchmarks/kernel_resources.py --workers 2     (no GPU; needs torch and triton)
 
 For every kernel of `WIDTHS`: the default build and five others, for each compute capability. Builds that the space
-excludes are left out: the closed form names their reason. With --capability 80 --capability 90 --capability 100 it is the
-set that has to compile within 20 minutes on 2 cores; without --cache nothing of an earlier run is used.
+excludes are left out: the closed form names their reason. The set that has to compile within 20 minutes on 2 cores is
+
+    PYTHONPATH=.src python3 benchmarks/kernel_resources.py --capability 80 --capability 90 --capability 100 --out builds.json
+
+Without --cache nothing of an earlier run is used. The last lines give the time by the clock and the processor time, which
+is what counts where other work shares the cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -78,7 +83,18 @@ def main() -> int:
     save(others | done, {**kept["source_hashes"], **hashes}, given.out)
     if given.out == FILE:
         print("next: benchmarks/instruction_table.py --write puts the new figures into docs/kernels.md")
+    print(f"{len(done)} of {len(wanted)} builds: {cost(time.monotonic() - begin, given.workers)}")
     return 1 if missing else 0
+
+
+def cost(wall_s: float, workers: int) -> str:
+    """What the builds took: time by the clock, processor time of this process and of the compilers that ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu_s = sum(one.ru_utime + one.ru_stime for one in used)
+    return (
+        f"{wall_s:.0f} s by the clock with {workers} compilers, {cpu_s:.0f} s of processor time, "
+        f"{cpu_s / 2:.0f} s on two cores of their own"
+    )
 
 
 if __name__ == "__main__":

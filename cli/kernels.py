@@ -11,7 +11,7 @@ from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError
 from einsight.kernels.catalog import KERNELS, Kernel
 from einsight.kernels.resources import Estimate
-from einsight.kernels.spaces import Config, Heads
+from einsight.kernels.spaces import LIMITS, Config, Heads
 from einsight.sim.hardware import Gpu, load_hardware, names
 from einsight.tuner import resources
 from einsight.tuner.resources import SOURCES, Build
@@ -27,7 +27,7 @@ def run(
     target: Annotated[list[str] | None, typer.Option(help="Target, a name of `einsight hardware`; repeatable.")] = None,
     head_dim: Annotated[int, typer.Option(help="Query and key dimension.")] = 128,
     value_dim: Annotated[int | None, typer.Option(help="Value dimension; default: the head dimension.")] = None,
-    dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16; attention also fp8_e4m3, fp8_e5m2.")] = "bf16",
     rank: Annotated[int | None, typer.Option(help="Rank of a bias's factors (flashbias).")] = None,
     source: Annotated[str | None, typer.Option(help=f"Where numbers come from: {', '.join(SOURCES)}.")] = None,
     as_json: Json = False,
@@ -85,27 +85,35 @@ def _all(as_json: bool) -> None:
 def _about(kernel: Kernel) -> dict[str, Any]:
     return {
         "name": kernel.name, "cascade": kernel.cascade, "fragments": list(kernel.fragments), "summary": kernel.summary,
-        "function": f"{kernel.module}.{kernel.function}", "parameters": asdict(kernel.space),
+        "function": f"{kernel.module}.{kernel.function}", "parameters": asdict(kernel.space), "dtypes": list(kernel.dtypes),
+        "flags": list(kernel.flags),
     }  # fmt: skip
 
 
 def _space(kernel: Kernel, heads: Heads, gpus: list[Gpu], as_json: bool) -> None:
     found = {gpu.name: resources.space_summary(kernel, heads, resources.capability_of(gpu)) for gpu in gpus}
     default = kernel.default(heads.e, heads.f)
+
+    def flags(gpu: Gpu) -> list[tuple[str, str]]:
+        limits = LIMITS[resources.capability_of(gpu)]
+        return [(name, kernel.flag_excluded(name, heads, limits)) for name in kernel.flags]
+
     if as_json:
         targets = {
-            gpu: {"configurations": [str(c) for c in valid], "excluded": dict(reasons)}
-            for gpu, (valid, reasons) in found.items()
+            gpu.name: {"configurations": [str(c) for c in valid], "excluded": dict(reasons), "flags": dict(flags(gpu))}
+            for gpu, (valid, reasons) in zip(gpus, found.values(), strict=True)
         }
         return print_json(_about(kernel) | {"default": str(default), "targets": targets})
     print_lines([f"{kernel.name}: {kernel.summary}", f"{kernel.module}.{kernel.function}; cascade "
                  + " + ".join((kernel.cascade, *kernel.fragments)), f"Default build: {default}", ""])  # fmt: skip
     rows = [(name, "; ".join(map(str, values))) for name, values in asdict(kernel.space).items()]
+    rows += [(name, "0; 1 (a launch takes it; a search does not try it)") for name in kernel.flags]
     print_table("What a build can be", ("parameter", "values"), rows)
     counted: list[tuple[str, str, str]] = []
     for gpu, (valid, reasons) in found.items():
         counted.append((gpu, str(len(valid)), "valid"))
         counted += [("", str(count), f"left out: {why}") for why, count in reasons.most_common()]
+        counted += [("", "", f"no {name}: {why}") for name, why in flags(next(g for g in gpus if g.name == gpu)) if why]
     print_table(f"Builds at E = {heads.e}, F = {heads.f}", ("target", "builds", "why"), counted, right=("builds",))
 
 

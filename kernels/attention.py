@@ -240,16 +240,20 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, scale: float | None, softcap: 
 
 
 def check_outputs(out: Tensor, lse: Tensor, shape: tuple[int, ...], q: Tensor) -> None:
+    check_output(out, shape, q)
+    if lse.shape != shape[:3] or lse.dtype != torch.float32 or lse.device != q.device or not lse.is_contiguous():
+        raise ValueError(
+            f"lse: got {lse.dtype} {list(lse.shape)} on {lse.device}, expected contiguous torch.float32 "
+            f"{list(shape[:3])} on {q.device}"
+        )
+
+
+def check_output(out: Tensor, shape: tuple[int, ...], q: Tensor) -> None:
     expected = output_dtype(q)
     if out.shape != shape or out.dtype != expected or out.device != q.device or out.stride(3) != 1:
         raise ValueError(
             f"out: got {out.dtype} {list(out.shape)} on {out.device} with strides {out.stride()}, "
             f"expected {expected} {list(shape)} on {q.device}, last dimension contiguous"
-        )
-    if lse.shape != shape[:3] or lse.dtype != torch.float32 or lse.device != q.device or not lse.is_contiguous():
-        raise ValueError(
-            f"lse: got {lse.dtype} {list(lse.shape)} on {lse.device}, expected contiguous torch.float32 "
-            f"{list(shape[:3])} on {q.device}"
         )
 
 
@@ -275,7 +279,8 @@ def check_packed(q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Te
         if x.dim() != 3:
             raise ValueError(f"{name}: got shape {list(x.shape)}, expected three dimensions {form}")
     for name, bounds in (("bounds_q", bounds_q), ("bounds_k", bounds_k)):
-        if bounds.dim() != 1 or bounds.shape != bounds_q.shape or bounds.dtype != torch.int32 or bounds.device != q.device:
+        fits = bounds.dim() == 1 and bounds.shape == bounds_q.shape and bounds.shape[0] > 0
+        if not fits or bounds.dtype != torch.int32 or bounds.device != q.device:
             raise ValueError(f"{name}: got {bounds.dtype} {list(bounds.shape)} on {bounds.device}, "
                              f"expected torch.int32 [B + 1] on {q.device}")  # fmt: skip
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from einsight.kernels.attention_tiles import head_start, load_rows, score_tile, sequence
+from einsight.kernels.attention_tiles import bias_of_rows, head_start, load_rows, score_tile, sequence
 from einsight.kernels.tiles import seen_in_band, tile_range
 
 
@@ -111,14 +111,8 @@ def forward(q_ptr, k_ptr, v_ptr, pq_ptr, pk_ptr, sink_ptr, descale_q_ptr, descal
     else:
         keys = k_ptr + b64 * stride_kb + g64 * stride_kg + first_k.to(tl.int64) * stride_kn
         values = v_ptr + b64 * stride_vb + g64 * stride_vg + first_k.to(tl.int64) * stride_vn
-    pq, factors = q, q
-    if V.BIAS > 0:
-        of_head = pq_ptr + b64 * stride_pb + h64 * stride_ph
-    if V.BIAS == 1:
-        pq = load_rows(of_head, rows, stride_pm, inside, V.BLOCK_R, V.BLOCK_R, True)
-        factors = pk_ptr + b64 * stride_cb + h64 * stride_ch
-    elif V.BIAS == 2:  # rows beyond M read row M - 1: what they see is not stored
-        factors = of_head + tl.minimum(rows, M - 1)[:, None] * stride_pm
+    pq, factors = bias_of_rows(
+        q, q, pq_ptr, pk_ptr, b64, h64, rows, inside, M, stride_pb, stride_ph, stride_pm, stride_cb, stride_ch, V)  # fmt: skip
 
     acc = tl.zeros([V.BLOCK_M, V.BLOCK_F], dtype=tl.float32)
     top = tl.full([V.BLOCK_M], -float("inf"), dtype=tl.float32)

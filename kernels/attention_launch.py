@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -77,13 +78,27 @@ def variant(setting: Setting, config: Config, E: int, F: int, *, bias: Bias | No
             weight_bits: int = 0, descriptors: bool = False, warp_specialize: bool = False) -> Variant:  # fmt: skip
     """walked   positions that tiles of `block_n` have to cover exactly for border tiles to be left out; None: they cannot"""
     mask = setting.mask
-    fixed = Variant(
+    return _build(
         E, F, triton.next_power_of_2(E), triton.next_power_of_2(F), bias.rank if bias else 16, config.block_m,
         config.block_n, mask.align == "last", mask.left is not None, mask.right is not None,
         setting.softcap is not None, bias.kind if bias else NONE, walked is not None and walked % config.block_n == 0,
         setting.packed_rows is not None, weight_bits, descriptors, warp_specialize,
     )  # fmt: skip
-    return Variant(*(tl.constexpr(value) for value in vars(fixed).values()))
+
+
+class Build(Variant, dict[str, Any]):
+    """A `Variant` that is its fields as plain values too: Triton writes a build's constants as JSON for every hook that
+    looks on as it compiles (profilers and torch's symmetric memory set one), and knows a dictionary but no dataclass."""
+
+    __hash__ = Variant.__hash__  # type: ignore[assignment]  # frozen: the dictionary is filled once, in `_build`
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _build(*values: Any) -> Build:
+    """One object for each build: a launch finds its binary by comparing identities, not field by field."""
+    made = Build(*map(tl.constexpr, values))
+    made.update(zip(vars(made), values, strict=True))
+    return made
 
 
 def options(config: Config) -> dict[str, Any]:
@@ -93,7 +108,7 @@ def options(config: Config) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One launch: kernel, programs, and what Triton is given. `keywords` are what a build fixes."""
+    """One launch: kernel, programs, and what Triton is given, a tensor first. `keywords` are what a build fixes."""
 
     kernel: Any
     programs: int
@@ -102,8 +117,10 @@ class Pass:
     options: dict[str, Any]
 
     def run(self) -> None:
+        """Launch on the device of the tensors, which need not be the current one: Triton takes that."""
         if self.programs:
-            self.kernel[(self.programs,)](*self.arguments, **self.keywords, **self.options)
+            with torch.cuda.device_of(self.arguments[0]):
+                self.kernel[(self.programs,)](*self.arguments, **self.keywords, **self.options)
 
     def compile(self) -> Any:
         """Compile for Triton's active driver as this launch would, with no data; returns Triton's object."""

@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 
-from einsight.kernels.spaces import Config, power_of_two
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class AttentionConfig(Config):
-    """A `Config` that also says how the forward kernel reads its tiles.
-
-    descriptors       K and V by tensor descriptors (TMA) where the inputs allow it: see `attention.descriptor_refusal`
-    warp_specialize   loads, products and softmax by warp groups of their own
-    """
-
-    descriptors: bool = False
-    warp_specialize: bool = False
-
+from einsight.kernels.spaces import AttentionConfig as AttentionConfig
+from einsight.kernels.spaces import Config, Heads, Limits, power_of_two, tile_refusal
 
 FP8_CAPABILITY = 89  # the first with fp8 tensor cores
 DESCRIPTOR_CAPABILITY = 90  # the first with a unit that reads tensor descriptors
@@ -48,6 +36,13 @@ def path_refusal(config: Config, capability: int) -> str:
     if asked.descriptors and capability < DESCRIPTOR_CAPABILITY:
         return f"sm_{capability} has no unit that reads tensor descriptors"
     return NOT_WARP_SPECIALIZED.get(capability // 10, "") if asked.warp_specialize else ""
+
+
+def attention_excluded(heads: Heads, config: Config, limits: Limits, rows: int | None = None) -> str:
+    """`spaces.excluded` of a kernel that also has fp8 (`heads.element_bytes` 1), descriptors and warp specialisation."""
+    if heads.element_bytes == 1 and (why := fp8_refusal(limits.capability)):
+        return why
+    return path_refusal(config, limits.capability) or tile_refusal(heads, config, limits, rows)
 
 
 # Default builds of the backward kernels (of dQ, of dK and dV): `block_m` positions held, `block_n` in each tile walked over.

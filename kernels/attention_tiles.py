@@ -82,6 +82,24 @@ def load_rows(tile, rows, stride, used, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
+def bias_of_rows(q, other, pq_ptr, pk_ptr, b, h, rows, inside, M, stride_pb, stride_ph, stride_pm, stride_cb, stride_ch,
+                 V: tl.constexpr):  # fmt: skip
+    """(query factors or q, where the bias of these rows of head h begins or `other`): what `score_tile` takes.
+
+    The bias begins at the key factors of the head, or in its matrix at the rows themselves.
+    """
+    pq, begin = q, other
+    if V.BIAS > 0:
+        of_head = pq_ptr + b * stride_pb + h * stride_ph
+    if V.BIAS == 1:
+        pq = load_rows(of_head, rows, stride_pm, inside, V.BLOCK_R, V.BLOCK_R, True)
+        begin = pk_ptr + b * stride_cb + h * stride_ch
+    elif V.BIAS == 2:  # rows beyond M read row M - 1: what they see is not stored
+        begin = of_head + tl.minimum(rows, M - 1)[:, None] * stride_pm
+    return pq, begin
+
+
+@triton.jit
 def score_tile(q, k, pq, pk_tile, offs_n, stride_cn, used, inverse_scale, V: tl.constexpr, BORDER: tl.constexpr):
     """(q k^T plus the bias, the key factors or k) of the keys at `pk_tile` + offs_n.
 

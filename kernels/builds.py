@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from einsight.kernels.attention_space import AttentionConfig
 from einsight.kernels.gna_space import BoxConfig, box_config
-from einsight.kernels.spaces import Config
+from einsight.kernels.spaces import FLAGS, AttentionConfig, Config
 
-FLAGS = ("descriptors", "warp_specialize")  # of an `AttentionConfig`, 0 or 1
 SIDES = ("q", "k")  # the sides of a box along dimension 0, 1, ... are q0, q1, ... of queries and k0, k1, ... of keys
 
 

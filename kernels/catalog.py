@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Protocol
 
+from einsight.kernels.attention_space import attention_excluded
 from einsight.kernels.decode_space import DECODE, decode_excluded, default_decode_config
 from einsight.kernels.linear_space import LINEAR, default_linear_config, linear_excluded
-from einsight.kernels.spaces import ATTENTION, GNA, Config, Heads, Limits, Space, default_config, excluded
+from einsight.kernels.spaces import (
+    ATTENTION,
+    FLAGS,
+    GNA,
+    AttentionConfig,
+    Config,
+    Heads,
+    Limits,
+    Space,
+    default_config,
+    excluded,
+)
 
 
 class Rule(Protocol):
@@ -28,6 +40,8 @@ class Kernel:
     rank       of the bias's factors where resources are asked for without a problem; 0 where there are none
     matrix     whether a bias is read as a matrix
     compile_options   further arguments of `compiler`
+    dtypes     of the inputs, as workload files name them
+    flags      that a build may set beside the sizes of the space; a search does not try them
     excluded   why a build of the space is left out for head dimensions and limits, "" when it is in
     default    the build taken for E and F where none is given
     closed     whether `spaces.shared_bytes` and `spaces.tmem_columns` are closed forms of what it occupies
@@ -45,9 +59,33 @@ class Kernel:
     rank: int = 0
     matrix: bool = False
     compile_options: Mapping[str, Any] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ("bf16", "fp16")
+    flags: tuple[str, ...] = ()
     excluded: Rule = excluded
     default: Callable[[int, int], Config] = default_config
     closed: bool = True
+
+    def flag_excluded(self, name: str, heads: Heads, limits: Limits) -> str:
+        """Why no build has the flag `name` for head dimensions and limits, "" where the default one has."""
+        sizes = astuple(self.default(heads.e, heads.f))
+        return self.excluded(heads, AttentionConfig(*sizes, **{name: True}), limits)
+
+
+def _chunked(name: str, kind: str, decays: str) -> Kernel:
+    """Linear attention whose state decays in one way: the kernels differ in what they are compiled for."""
+    return Kernel(
+        name=name,
+        cascade=name,
+        module="einsight.kernels.linear",
+        function="linear_attention",
+        compiler="compile_named",
+        space=LINEAR,
+        summary=f"chunked causal linear attention with a carried state, {decays}; GQA; forward",
+        compile_options={"kind": kind},
+        excluded=linear_excluded,
+        default=default_linear_config,
+        closed=False,
+    )
 
 
 KERNELS: Mapping[str, Kernel] = {
@@ -60,7 +98,11 @@ KERNELS: Mapping[str, Kernel] = {
             function="attention",
             compiler="compile_named",
             space=ATTENTION,
-            summary="fused forward attention: dense, causal, window, GQA, softcap, sinks, lengths; fp16, bf16",
+            summary="fused attention: dense, causal, window, GQA, softcap, sinks, lengths, packed; forward in fp16, bf16 and "
+            "(from sm_89 on) fp8, backward in fp16 and bf16",
+            dtypes=("bf16", "fp16", "fp8_e4m3", "fp8_e5m2"),
+            flags=FLAGS,
+            excluded=attention_excluded,
         ),
         Kernel(
             name="flashbias",
@@ -117,32 +159,8 @@ KERNELS: Mapping[str, Kernel] = {
             space=ATTENTION,
             summary="fused sigmoid attention: bias -log N, causal, window, GQA, lengths; fp16, bf16; forward",
         ),
-        Kernel(
-            name="lightning",
-            cascade="lightning",
-            module="einsight.kernels.linear",
-            function="linear_attention",
-            compiler="compile_named",
-            space=LINEAR,
-            summary="chunked causal linear attention with a carried state, one decay a head (`log_decay`); GQA; forward",
-            compile_options={"kind": "decay"},
-            excluded=linear_excluded,
-            default=default_linear_config,
-            closed=False,
-        ),
-        Kernel(
-            name="gla",
-            cascade="gla",
-            module="einsight.kernels.linear",
-            function="linear_attention",
-            compiler="compile_named",
-            space=LINEAR,
-            summary="chunked causal linear attention with a carried state, gates per position (`log_gates`); GQA; forward",
-            compile_options={"kind": "gates"},
-            excluded=linear_excluded,
-            default=default_linear_config,
-            closed=False,
-        ),
+        _chunked("lightning", "decay", "one decay a head (`log_decay`)"),
+        _chunked("gla", "gates", "gates per position (`log_gates`)"),
     )
 }
 

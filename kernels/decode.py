@@ -12,8 +12,6 @@ Each piece leaves a maximum, a sum and an unnormalised output; a second kernel m
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,11 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from einsight.kernels.attention import LOG2_E, check_inputs, check_outputs
+from einsight.kernels.attention import check_inputs, check_outputs, own_scale
+from einsight.kernels.attention_launch import Pass, Setting, meta, options, strides
 from einsight.kernels.band import Band, band
 from einsight.kernels.decode_space import decode_blocks_per_sm, default_decode_config
 from einsight.kernels.spaces import LIMITS, Config, Heads
-from einsight.kernels.tiles import tile_range
+from einsight.kernels.tiles import seen_in_band, tile_range
 
 SCHEDULES = ("stream", "split")
 INTERPRETED_PROGRAMS = 6  # where there is no device to fill
@@ -59,11 +58,7 @@ def _walk(acc, top, total, q, k_tile, v_tile, stride_kn, stride_vn, lo, hi, used
         if HAS_CAP:  # cap * tanh(score / cap), with scale_log2 = 2 scale / cap log2(e): one exponential, one division
             score = cap_log2 - 2.0 * cap_log2 / (1.0 + tl.exp2(score * scale_log2))
         if BORDER:
-            seen = (key < used_n)[None, :]
-            if HAS_LEFT:
-                seen = seen & (key[None, :] + left >= diagonal[:, None])
-            if HAS_RIGHT:
-                seen = seen & (key[None, :] - right <= diagonal[:, None])
+            seen = seen_in_band(key[None, :], diagonal[:, None], used_n, left, right, HAS_LEFT, HAS_RIGHT)
             score = tl.where(seen, score, -float("inf"))
         # The scale is positive, so it commutes with the maximum: one multiplication per row instead of one per score,
         # and the subtraction below becomes one fused multiply-add.
@@ -265,19 +260,6 @@ def _merge(acc_ptr, top_ptr, total_ptr, lengths_ptr, out_ptr, lse_ptr, stride_ob
     tl.store(lse_ptr + (b64 * G * J + h) * M + query, tl.where(some, natural, -float("inf")))
 
 
-@dataclass(frozen=True, slots=True)
-class _Launch:
-    """A checked call: what Triton is given for the pieces and for the merge."""
-
-    programs: int
-    arguments: tuple[Any, ...]
-    flags: dict[str, Any]
-    options: dict[str, Any]
-    rows: int
-    merge_arguments: tuple[Any, ...]
-    merge_flags: dict[str, Any]
-
-
 def decode(
     q: Tensor,
     k: Tensor,
@@ -319,80 +301,53 @@ def decode(
     lse = torch.empty(shape[:3], dtype=torch.float32, device=q.device) if lse is None else lse
     check_outputs(out, lse, shape, q)
     pieces = programs if schedule == "stream" else splits
-    launch = _launch(q, k, v, mask, schedule, pieces, scale, softcap, lengths_k, config, out, lse)
-    if launch.rows:
-        kernel = _stream if schedule == "stream" else _split
-        kernel[(launch.programs,)](*launch.arguments, **launch.flags, **launch.options)
-        _merge[(launch.rows,)](*launch.merge_arguments, **launch.merge_flags, num_warps=4)
+    setting = Setting(mask, own_scale(q, scale), softcap, None, lengths_k)
+    for each in _passes(q, k, v, setting, schedule, pieces, config, out, lse):
+        each.run()
     return out, lse
 
 
-def compile_only(
-    sizes: tuple[int, int, int, int, int, int, int],
-    dtype: str,
-    mask: Band,
-    config: Config,
-    *,
-    schedule: str = "stream",
-    lengths: bool = False,
-    merge: bool = False,
-) -> Any:
-    """Compile the kernel of the pieces (or the merge) as `decode` would launch it; sizes = (B, H, G, M, N, E, F)."""
+def compile_named(sizes: list[int], dtype: str, mask: dict[str, Any], config: list[int], queries: int | None = None, *,
+                  schedule: str = "stream", lengths: bool = False, merge: bool = False) -> Any:  # fmt: skip
+    """Compile the kernel of the pieces (or the merge) as `decode` would launch it, from plain values, without data.
+
+    sizes = (B, H, G, M, N, E, F); `queries` takes the place of M. The target is that of Triton's active driver.
+    """
     B, H, G, M, N, E, F = sizes
-    element: torch.dtype = getattr(torch, dtype)
-    q, k, v, out = (
-        torch.empty(B, heads, length, width, dtype=element, device="meta")
-        for heads, length, width in ((H, M, E), (G, N, E), (G, N, F), (H, M, F))
-    )
-    lse = torch.empty(B, H, M, dtype=torch.float32, device="meta")
-    used = torch.empty(B, dtype=torch.int32, device="meta") if lengths else None
-    launch = _launch(q, k, v, mask, schedule, None, None, None, used, config, out, lse)
-    given, grid = (launch.merge_arguments, launch.rows) if merge else (launch.arguments, launch.programs)
-    arguments = [a.dtype if isinstance(a, Tensor) else a for a in given]
-    if merge:
-        return _merge.warmup(*arguments, grid=(grid,), **launch.merge_flags, num_warps=4)
-    kernel = _stream if schedule == "stream" else _split
-    return kernel.warmup(*arguments, grid=(grid,), **launch.flags, **launch.options)
+    M, kind = queries or M, getattr(torch, dtype)
+    q, k, v, out = (meta(*shape, kind=kind) for shape in ((B, H, M, E), (B, G, N, E), (B, G, N, F), (B, H, M, F)))
+    used = meta(B, kind=torch.int32) if lengths else None
+    setting = Setting(Band(**mask), own_scale(q, None), None, None, used)
+    both = _passes(q, k, v, setting, schedule, None, Config(*config), out, meta(B, H, M, kind=torch.float32))
+    return both[merge].compile()
 
 
-def compile_named(sizes: list[int], dtype: str, mask: dict[str, Any], config: list[int], queries: int | None = None,
-                  **rest: Any) -> Any:  # fmt: skip
-    """`compile_only` from plain JSON values, for the offline compiler; `queries` takes the place of M."""
-    B, H, G, M, N, E, F = sizes
-    return compile_only((B, H, G, queries or M, N, E, F), dtype, Band(**mask), Config(*config), **rest)
-
-
-def _launch(q: Tensor, k: Tensor, v: Tensor, mask: Band, schedule: str, pieces: int | None, scale: float | None,
-            softcap: float | None, lengths_k: Tensor | None, config: Config | None, out: Tensor, lse: Tensor) -> _Launch:
-    B, H, M, E = q.shape
-    G, N, F = k.shape[1], k.shape[2], v.shape[3]
-    rows = H // G * M
+def _passes(q: Tensor, k: Tensor, v: Tensor, setting: Setting, schedule: str, pieces: int | None, config: Config | None,
+            out: Tensor, lse: Tensor) -> tuple[Pass, Pass]:  # fmt: skip
+    """The launches of the pieces and of the merge, which fills `out` and `lse`."""
+    (B, H, M, E), (G, N), F = q.shape, k.shape[1:3], v.shape[3]
+    rows, mask, lengths_k = H // G * M, setting.mask, setting.lengths_k
     config = config or default_decode_config(E, F, rows)
     units = B * G * triton.cdiv(rows, config.block_m)
     pieces = _pieces(schedule, pieces, units, triton.cdiv(N, config.block_n), q, Heads(E, F), config)
-    slots = pieces + units - 1 if schedule == "stream" else units * pieces
-    acc = torch.empty(max(0, slots), config.block_m, F, dtype=torch.float32, device=q.device)
-    top = torch.empty(max(0, slots), config.block_m, dtype=torch.float32, device=q.device)
+    slots = max(0, pieces + units - 1 if schedule == "stream" else units * pieces)
+    acc = torch.empty(slots, config.block_m, F, dtype=torch.float32, device=q.device)
+    top = torch.empty(slots, config.block_m, dtype=torch.float32, device=q.device)
     total = torch.empty_like(top)
-    scale = 1.0 / math.sqrt(E) if scale is None else scale
-    scale_log2, cap_log2 = scale * LOG2_E, 0.0
-    if softcap is not None:
-        scale_log2, cap_log2 = 2.0 * scale / softcap * LOG2_E, softcap * LOG2_E
-    # Beyond M + N keys every window is the same; the cap keeps positions plus window within 32 bits.
-    left, right = (min(side or 0, M + N) for side in (mask.left, mask.right))
-    sizes = (B, G, H // G, M, N, pieces, left, right)
-    arguments = (q, k, v, lengths_k, acc, top, total, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *sizes,
-                 scale_log2, cap_log2)  # fmt: skip
+    sizes = (B, G, H // G, M, N, pieces, *setting.sides(M, N))
+    arguments = (q, k, v, lengths_k, acc, top, total, *strides(q, k, v), *sizes, *setting.log2_scales)
     shared = {
         "F": F, "BLOCK_F": triton.next_power_of_2(F), "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
         "BLOCK_B": max(2, triton.next_power_of_2(B)), "HAS_LEFT": mask.left is not None,
         "HAS_RIGHT": mask.right is not None, "HAS_LENGTHS": lengths_k is not None,
     }  # fmt: skip
-    flags = shared | {"E": E, "BLOCK_E": triton.next_power_of_2(E), "HAS_CAP": softcap is not None}
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    merge = (acc, top, total, lengths_k, out, lse, *out.stride()[:3], *sizes)
-    grid = pieces if schedule == "stream" else units * pieces
-    return _Launch(grid, arguments, flags, options, B * H * M, merge, shared | {"STREAM": schedule == "stream"})
+    flags = shared | {"E": E, "BLOCK_E": triton.next_power_of_2(E), "HAS_CAP": setting.softcap is not None}
+    kernel, programs = (_stream, pieces) if schedule == "stream" else (_split, units * pieces)
+    merge = (acc, top, total, lengths_k, out, lse, *strides(out), *sizes)
+    return (
+        Pass(kernel, programs if B * H * M else 0, arguments, flags, options(config)),
+        Pass(_merge, B * H * M, merge, shared | {"STREAM": schedule == "stream"}, {"num_warps": 4}),
+    )
 
 
 def _pieces(schedule: str, given: int | None, units: int, tiles: int, q: Tensor, heads: Heads, config: Config) -> int:

@@ -7,10 +7,11 @@ from einsight.kernels.spaces import (
     Heads,
     Limits,
     Space,
-    accumulators_per_thread,
     excluded,
+    flag_refusal,
     power_of_two,
     shared_bytes,
+    too_large,
 )
 
 # block_m holds the query heads of one KV head times the queries: 16 is what a tensor core takes at least.
@@ -34,22 +35,15 @@ def decode_excluded(heads: Heads, config: Config, limits: Limits, rows: int | No
 
     rows   packed rows of a KV head (query heads of it times queries), where known
     """
+    if why := flag_refusal(config):
+        return why
     if rows is not None and config.block_m > max(16, power_of_two(max(1, rows))):
         return f"{config.block_m} rows for {rows} packed queries: at least half of the tile is idle"
     if config.block_m >= 64 and limits.capability // 10 in (9, 10, 11):
         return excluded(heads, config, limits)  # the asynchronous instructions: the rules of the attention kernel
     if why := _repeated_work(heads, config):
         return why
-    accumulators = accumulators_per_thread(heads, config)
-    if accumulators > limits.registers_per_thread:
-        return (
-            f"scores and output alone take {accumulators} registers a thread, {limits.registers_per_thread} exist "
-            "(the assembler gives up instead of spilling a few)"
-        )
-    shared = shared_bytes(heads, config, limits.capability)
-    if shared > limits.shared_bytes_per_block:
-        return f"{shared} bytes of shared memory, a block may have {limits.shared_bytes_per_block}"
-    return ""
+    return too_large(heads, config, limits)
 
 
 def _repeated_work(heads: Heads, config: Config) -> str:

@@ -26,12 +26,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from einsight.kernels.attention import check_inputs, check_outputs
+from einsight.kernels.attention import LOG2_E, check_inputs, check_outputs, own_scale
+from einsight.kernels.attention_launch import Pass, meta, options, strides
 from einsight.kernels.gna_space import BoxConfig, box_config, default_box_config, in_best_boxes
 from einsight.kernels.neighborhood import Neighborhood, Shape, neighborhood, row_windows, tile_ranges, visited_tiles
 from einsight.kernels.spaces import Config
 
-LOG2_E = math.log2(math.e)
 COPY_WARPS = 4
 
 
@@ -266,8 +266,7 @@ def gna(
     check_outputs(out, lse, shape, q)
     if q.shape[0] * q.shape[1]:
         k_tiles, v_tiles = (tiles_of(x, mask, config.kv_tile) for x in (k, v))
-        launch = _launch(q, k_tiles, v_tiles, mask, scale, config, out, lse)
-        _forward[(launch["programs"],)](*launch["arguments"], **launch["flags"], **launch["options"])
+        _pass(q, k_tiles, v_tiles, mask, own_scale(q, scale), config, out, lse).run()
     return out, lse
 
 
@@ -276,38 +275,29 @@ def tiles_of(x: Tensor, mask: Neighborhood, tile: Shape) -> Tensor:
     grid = _in_three_dimensions(mask, tile, tile)
     (B, H, _, E), counts, block = x.shape, grid.kv_tiles, math.prod(tile)
     out = torch.empty(B, H, mask.groups, math.prod(counts), block, E, dtype=x.dtype, device=x.device)
-    arguments, flags = _copy_arguments(x, out, grid)
-    if out.numel():
-        _copy_tiles[(math.prod(out.shape[:4]),)](*arguments, **flags, num_warps=COPY_WARPS)
+    arguments = (x, out, *strides(x), H, *grid.mask.layout, *grid.mask.dilation, *grid.kv_tiles)
+    widths = {"WIDTH": E, "BLOCK_W": triton.next_power_of_2(E)} | dict(zip(("K0", "K1", "K2"), grid.kv_tile, strict=True))
+    programs = math.prod(out.shape[:4]) if out.numel() else 0
+    Pass(_copy_tiles, programs, arguments, widths, {"num_warps": COPY_WARPS}).run()
     return out
 
 
-def _copy_arguments(x: Tensor, out: Tensor, grid: _Grid) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    mask, E = grid.mask, x.shape[3]
-    arguments = (x, out, *x.stride()[:3], x.shape[1], *mask.layout, *mask.dilation, *grid.kv_tiles)
-    k0, k1, k2 = grid.kv_tile
-    return arguments, {"WIDTH": E, "BLOCK_W": triton.next_power_of_2(E), "K0": k0, "K1": k1, "K2": k2}
-
-
-def _launch(q: Tensor, k_tiles: Tensor, v_tiles: Tensor, mask: Neighborhood, scale: float | None, config: BoxConfig,
-            out: Tensor, lse: Tensor) -> dict[str, Any]:  # fmt: skip
-    """What Triton is given: programs, arguments, flags, options."""
+def _pass(q: Tensor, k_tiles: Tensor, v_tiles: Tensor, mask: Neighborhood, scale: float, config: BoxConfig, out: Tensor,
+          lse: Tensor) -> Pass:  # fmt: skip
+    """The launch that fills `out` and `lse`."""
     (B, H, _, E), G, F = q.shape, k_tiles.shape[1], out.shape[3]
     grid = _in_three_dimensions(mask, config.q_tile, config.kv_tile)
     visited, inner = visited_tiles(mask, config.q_tile, config.kv_tile)
     ranges, windows = _tables(grid, q.device)
-    scale_log2 = (1.0 / math.sqrt(E) if scale is None else scale) * LOG2_E
     arguments = (
-        q, k_tiles, v_tiles, out, lse, ranges, windows, *q.stride()[:3], *out.stride()[:3], H, H // G,
-        *grid.mask.layout, *grid.mask.dilation, *grid.q_tiles, *grid.kv_tiles, scale_log2,
+        q, k_tiles, v_tiles, out, lse, ranges, windows, *strides(q, out), H, H // G, *grid.mask.layout,
+        *grid.mask.dilation, *grid.q_tiles, *grid.kv_tiles, scale * LOG2_E,
     )  # fmt: skip
     flags = dict(zip(("Q0", "Q1", "Q2", "K0", "K1", "K2"), grid.q_tile + grid.kv_tile, strict=True)) | {
         "E": E, "F": F, "BLOCK_E": triton.next_power_of_2(E), "BLOCK_F": triton.next_power_of_2(F),
         "RANK": mask.rank, "HAS_BORDER": inner < visited,
     }  # fmt: skip
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    programs = B * H * mask.groups * math.prod(grid.q_tiles)
-    return {"programs": programs, "arguments": arguments, "flags": flags, "options": options}
+    return Pass(_forward, B * H * mask.groups * math.prod(grid.q_tiles), arguments, flags, options(config))
 
 
 def _in_three_dimensions(mask: Neighborhood, q_tile: Shape, kv_tile: Shape) -> _Grid:
@@ -325,30 +315,11 @@ def _tables(grid: _Grid, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.concatenate(ranges)).to(device), torch.from_numpy(np.concatenate(windows)).to(device)
 
 
-def compile_only(
-    sizes: tuple[int, int, int, int, int, int, int], dtype: str, mask: Neighborhood, config: BoxConfig
-) -> Any:
-    """Compile the kernel as `gna` would launch it on contiguous tensors, without data, and return Triton's object.
-
-    sizes = (B, H, G, M, N, E, F), M and N the tokens of the grid. The target is that of Triton's active driver.
-    """
-    B, H, G, _, _, E, F = sizes
-    M = mask.tokens
-
-    def tensor(*shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=getattr(torch, dtype), device="meta")
-
-    tiles = (mask.groups, math.prod(mask.tiles(config.kv_tile)), config.block_n)
-    q, k, v, out = tensor(B, H, M, E), tensor(B, G, *tiles, E), tensor(B, G, *tiles, F), tensor(B, H, M, F)
-    lse = torch.empty(B, H, M, dtype=torch.float32, device="meta")
-    launch = _launch(q, k, v, mask, None, config, out, lse)
-    arguments = [a.dtype if isinstance(a, Tensor) else a for a in launch["arguments"]]
-    return _forward.warmup(*arguments, grid=(launch["programs"],), **launch["flags"], **launch["options"])
-
-
 def compile_named(sizes: list[int], dtype: str, mask: Mapping[str, Any], config: list[int], *,
                   neighborhood: Mapping[str, Any], tiles: list[list[int]] | None = None) -> Any:  # fmt: skip
-    """`compile_only` from plain JSON values, for the offline compiler.
+    """Compile the kernel as `gna` would launch it on contiguous tensors, from plain values, without data.
+
+    sizes = (B, H, G, M, N, E, F). The target is that of Triton's active driver.
 
     neighborhood   layout, window, ... as `gna` takes them; the grid gives M and N, so `sizes` need not agree
     tiles          shapes of the Q and KV tiles; default: those that compute least with the block sizes of `config`
@@ -358,7 +329,11 @@ def compile_named(sizes: list[int], dtype: str, mask: Mapping[str, Any], config:
     chosen = in_best_boxes(grid, Config(*config))
     if tiles is not None:
         chosen = box_config(tuple(tiles[0]), tuple(tiles[1]), *config[2:])
-    return compile_only(tuple(sizes), dtype, grid, chosen)  # type: ignore[arg-type]
+    (B, H, G, _, _, E, F), M, kind = sizes, grid.tokens, getattr(torch, dtype)
+    boxes = (grid.groups, math.prod(grid.tiles(chosen.kv_tile)), chosen.block_n)
+    shapes = ((B, H, M, E), (B, G, *boxes, E), (B, G, *boxes, F), (B, H, M, F))
+    q, k, v, out = (meta(*shape, kind=kind) for shape in shapes)
+    return _pass(q, k, v, grid, own_scale(q, None), chosen, out, meta(B, H, M, kind=torch.float32)).compile()
 
 
 def _named(given: Mapping[str, Any]) -> Neighborhood:

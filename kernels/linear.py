@@ -15,7 +15,6 @@ lie before the block, column by column in float32 within it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from einsight.kernels.attention import check_inputs
+from einsight.kernels.attention import check_inputs, check_output
+from einsight.kernels.attention_launch import Pass, meta, options, strides
 from einsight.kernels.attention_tiles import load_rows
 from einsight.kernels.linear_space import default_linear_config
 from einsight.kernels.spaces import Config
@@ -139,18 +139,6 @@ def _chunks(q_ptr, k_ptr, v_ptr, decay_ptr, score_ptr, first_ptr, out_ptr, last_
     tl.store(last_ptr + at_state, state, mask=of_state)
 
 
-@dataclass(frozen=True, slots=True)
-class _Launch:
-    """A checked call: what Triton is given for the scores of gates (no programs without gates) and for the chunks."""
-
-    score_programs: int
-    score_arguments: tuple[Any, ...]
-    score_flags: dict[str, Any]
-    programs: int
-    arguments: tuple[Any, ...]
-    flags: dict[str, Any]
-
-
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -181,17 +169,10 @@ def linear_attention(
     _check(q, k, v, log_decay, log_gates, state)
     (B, H, N, E), F = q.shape, v.shape[3]
     out = torch.empty(B, H, N, F, dtype=q.dtype, device=q.device) if out is None else out
-    if out.shape != (B, H, N, F) or out.dtype != q.dtype or out.device != q.device or out.stride(3) != 1:
-        raise ValueError(
-            f"out: got {out.dtype} {list(out.shape)} on {out.device} with strides {out.stride()}, "
-            f"expected {q.dtype} {[B, H, N, F]} on {q.device}, last dimension contiguous"
-        )
+    check_output(out, (B, H, N, F), q)
     last = torch.empty(B, H, E, F, dtype=torch.float32, device=q.device)
-    launch = _launch(q, k, v, log_decay, log_gates, scale, state, config, out, last)
-    if launch.score_programs:
-        _gated_scores[(launch.score_programs,)](*launch.score_arguments, **launch.score_flags)
-    if launch.programs:
-        _chunks[(launch.programs,)](*launch.arguments, **launch.flags)
+    for each in _passes(q, k, v, log_decay, log_gates, scale, state, config, out, last):
+        each.run()
     return out, last
 
 
@@ -204,40 +185,33 @@ def compile_named(sizes: list[int], dtype: str, mask: dict[str, Any], config: li
     B, H, G, _, N, E, F = sizes
     element: torch.dtype = getattr(torch, dtype)
 
-    def empty(*shape: int, of: torch.dtype = element) -> Tensor:
-        return torch.empty(*shape, dtype=of, device="meta")
-
-    decay = empty(H, of=torch.float32) if kind == "decay" else None
-    gates = empty(B, G, N, E, of=torch.float32) if kind == "gates" else None
-    launch = _launch(empty(B, H, N, E), empty(B, G, N, E), empty(B, G, N, F), decay, gates, 1.0, None, Config(*config),
-                     empty(B, H, N, F), empty(B, H, E, F, of=torch.float32))  # fmt: skip
-    kernel, given, flags = (
-        (_gated_scores, launch.score_arguments, launch.score_flags) if scores else (_chunks, launch.arguments, launch.flags)
-    )
-    return kernel.warmup(*(a.dtype if isinstance(a, Tensor) else a for a in given), grid=(1,), **flags)
+    q, k, v, out = (meta(*shape, kind=element) for shape in ((B, H, N, E), (B, G, N, E), (B, G, N, F), (B, H, N, F)))
+    decay = meta(H, kind=torch.float32) if kind == "decay" else None
+    gates = meta(B, G, N, E, kind=torch.float32) if kind == "gates" else None
+    last = meta(B, H, E, F, kind=torch.float32)
+    both = _passes(q, k, v, decay, gates, 1.0, None, Config(*config), out, last)
+    return both[0 if scores else -1].compile()
 
 
-def _launch(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, log_gates: Tensor | None, scale: float,
-            state: Tensor | None, config: Config | None, out: Tensor, last: Tensor) -> _Launch:  # fmt: skip
+def _passes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, log_gates: Tensor | None, scale: float,
+            state: Tensor | None, config: Config | None, out: Tensor, last: Tensor) -> tuple[Pass, ...]:  # fmt: skip
+    """The launches that fill `out` and `last`: with gates the scores of every chunk, then the chunks."""
     (B, H, N, E), G, F = q.shape, k.shape[1], v.shape[3]
     config = config or default_linear_config(E, F)
     chunks = triton.cdiv(N, config.block_m)
     kind = GATES if log_gates is not None else DECAY if log_decay is not None else NONE
-    score, score_arguments, gate_strides = None, (), (0, 0, 0)
+    shared = {"E": E, "BLOCK_E": triton.next_power_of_2(E), "CHUNK": config.block_m}
+    score: Tensor | None = None
+    before: tuple[Pass, ...] = ()
     if log_gates is not None:
         score = torch.empty(B, H, chunks, config.block_m, config.block_m, dtype=q.dtype, device=q.device)
-        gate_strides = log_gates.stride()[:3]
-        score_arguments = (q, k, log_gates, score, *q.stride()[:3], *k.stride()[:3], *gate_strides, H, H // G, N, scale)
-    shared = {"E": E, "BLOCK_E": triton.next_power_of_2(E), "CHUNK": config.block_m, "enable_fp_fusion": True}
-    arguments = (q, k, v, log_gates if kind == GATES else log_decay, score, state, out, last, *q.stride()[:3],
-                 *k.stride()[:3], *v.stride()[:3], *gate_strides, *out.stride()[:3], H, H // G, N, scale)  # fmt: skip
-    flags = shared | {
-        "F": F, "BLOCK_F": config.block_n, "KIND": kind, "HAS_FIRST": state is not None,
-        "num_warps": config.num_warps, "num_stages": config.num_stages,
-    }  # fmt: skip
-    score_programs = B * H * chunks * (config.block_m // SUB_BLOCK) if kind == GATES else 0
-    programs = B * H * triton.cdiv(F, config.block_n)
-    return _Launch(score_programs, score_arguments, shared | {"SUB": SUB_BLOCK, "num_warps": 4}, programs, arguments, flags)
+        given = (q, k, log_gates, score, *strides(q, k, log_gates), H, H // G, N, scale)
+        blocks, four_warps = B * H * chunks * (config.block_m // SUB_BLOCK), {"num_warps": 4, "enable_fp_fusion": True}
+        before = (Pass(_gated_scores, blocks, given, shared | {"SUB": SUB_BLOCK}, four_warps),)
+    arguments = (q, k, v, log_gates if kind == GATES else log_decay, score, state, out, last,
+                 *strides(q, k, v, log_gates, out), H, H // G, N, scale)  # fmt: skip
+    flags = shared | {"F": F, "BLOCK_F": config.block_n, "KIND": kind, "HAS_FIRST": state is not None}
+    return *before, Pass(_chunks, B * H * triton.cdiv(F, config.block_n), arguments, flags, options(config))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, log_gates: Tensor | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from einsight.kernels.spaces import Config, Heads, Limits, Space, power_of_two
+from einsight.kernels.spaces import Config, Heads, Limits, Space, flag_refusal, power_of_two
 
 # block_m positions of a chunk, block_n value columns of a program (the state is cut along them for more programs).
 LINEAR = Space(block_m=(16, 32, 64, 128), block_n=(32, 64, 128), num_warps=(2, 4, 8), num_stages=(1, 2, 3))
@@ -19,6 +19,8 @@ def linear_excluded(heads: Heads, config: Config, limits: Limits, rows: int | No
 
     rows   positions N of the problem, where known
     """
+    if why := flag_refusal(config):
+        return why
     if config.block_n > max(32, heads.tile_f):
         return f"{config.block_n} value columns for a value dimension of {heads.f}: part of the block is idle"
     products = min(config.block_m, heads.tile_e) * config.block_n  # of the smaller of output tile and state, 16 x 8 each

@@ -20,9 +20,8 @@ from torch.library import custom_op
 from einsight.kernels import attention as fused
 from einsight.kernels import attention_backward as back
 from einsight.kernels import flashbias as biased
-from einsight.kernels.attention_space import AttentionConfig
 from einsight.kernels.band import Band, band
-from einsight.kernels.spaces import Config
+from einsight.kernels.spaces import AttentionConfig, Config
 
 Pair = tuple[Tensor, Tensor]
 Window = int | tuple[int | None, int | None] | None
@@ -51,7 +50,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softcap: float | None = None, 
 def attention_packed(q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Tensor, longest_q: int, longest_k: int,
                      *, softcap: float | None = None, sink: Tensor | None = None,
                      descales: fused.Descales = fused.NO_DESCALES, **common: Unpack[Common]) -> Pair:  # fmt: skip
-    """`kernels.attention.attention_packed` with gradients for q, k, v and the sink; takes no lengths beside the bounds."""
+    """`kernels.attention.attention_packed` with gradients for q, k, v and the sink.
+
+    Raises ValueError for lengths beside the bounds.
+    """
+    if given := [name for name in ("lengths_q", "lengths_k") if common.get(name) is not None]:
+        raise ValueError(f"{given[0]}: got lengths beside bounds_q and bounds_k, expected the bounds alone")
     common |= {"lengths_q": bounds_q, "lengths_k": bounds_k}
     result: Pair = torch.ops.einsight.attention_packed(
         q, k, v, sink, *descales, softcap, longest_q, longest_k, *_plain_arguments(q, **common)

@@ -45,7 +45,8 @@ class Estimate:
     """Resources of one build on one compute capability.
 
     status   "ok" or the name of what makes the build unusable; `reason` says it in words with the numbers
-    source   "compiled" or "closed_form" (which cannot know registers, spills and instructions: they are None)
+    source   "compiled", "table" (of earlier compilations) or "closed_form", which cannot know registers, spills and
+             instructions: they are None
     loop     instructions of the unmasked inner loop by opcode, with their "total"
     """
 

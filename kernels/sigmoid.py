@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from einsight.kernels.attention import LOG2_E, check_inputs
+from einsight.kernels.attention import LOG2_E, check_inputs, check_output, own_scale
+from einsight.kernels.attention_launch import Pass, Setting, meta, options, strides
 from einsight.kernels.attention_tiles import load_rows
 from einsight.kernels.band import Band, band
 from einsight.kernels.spaces import Config, default_config
@@ -148,51 +149,33 @@ def sigmoid_attention(
         raise ValueError(f"bias: got {bias}, expected a finite number, or None for -log N")
     shape = (*q.shape[:3], v.shape[3])
     out = torch.empty(shape, dtype=q.dtype, device=q.device) if out is None else out
-    if out.shape != shape or out.dtype != q.dtype or out.device != q.device or out.stride(3) != 1:
-        raise ValueError(
-            f"out: got {out.dtype} {list(out.shape)} on {out.device} with strides {out.stride()}, "
-            f"expected {q.dtype} {list(shape)} on {q.device}, last dimension contiguous"
-        )
-    programs, arguments, flags = _launch(q, k, v, mask, bias, scale, lengths_q, lengths_k, config, out)
-    if programs:
-        _forward[(programs,)](*arguments, **flags)
+    check_output(out, shape, q)
+    setting = Setting(mask, own_scale(q, scale), None, lengths_q, lengths_k)
+    _pass(q, k, v, setting, bias, config, out).run()
     return out
 
 
-def compile_only(
-    sizes: tuple[int, int, int, int, int, int, int], dtype: str, mask: Band, config: Config, *, lengths: bool = False
-) -> Any:
-    """Compile the kernel as `sigmoid_attention` would launch it; sizes = (B, H, G, M, N, E, F)."""
+def compile_named(sizes: list[int], dtype: str, mask: dict[str, Any], config: list[int], *, lengths: bool = False) -> Any:
+    """Compile the kernel as `sigmoid_attention` would launch it, from plain values, without data.
+
+    sizes = (B, H, G, M, N, E, F). The target is that of Triton's active driver.
+    """
     B, H, G, M, N, E, F = sizes
-    element: torch.dtype = getattr(torch, dtype)
-    q, k, v, out = (
-        torch.empty(B, heads, length, width, dtype=element, device="meta")
-        for heads, length, width in ((H, M, E), (G, N, E), (G, N, F), (H, M, F))
-    )
-    used = torch.empty(B, dtype=torch.int32, device="meta") if lengths else None
-    programs, arguments, flags = _launch(q, k, v, mask, None, None, used, used, config, out)
-    return _forward.warmup(*(a.dtype if isinstance(a, Tensor) else a for a in arguments), grid=(programs,), **flags)
+    kind: torch.dtype = getattr(torch, dtype)
+    q, k, v, out = (meta(*shape, kind=kind) for shape in ((B, H, M, E), (B, G, N, E), (B, G, N, F), (B, H, M, F)))
+    used = meta(B, kind=torch.int32) if lengths else None
+    return _pass(q, k, v, Setting(Band(**mask), own_scale(q, None), None, used, used), None, Config(*config), out).compile()
 
 
-def compile_named(sizes: list[int], dtype: str, mask: dict[str, Any], config: list[int], **rest: Any) -> Any:
-    """`compile_only` from plain JSON values, for the offline compiler."""
-    return compile_only(tuple(sizes), dtype, Band(**mask), Config(*config), **rest)  # type: ignore[arg-type]
-
-
-def _launch(q: Tensor, k: Tensor, v: Tensor, mask: Band, bias: float | None, scale: float | None,
-            lengths_q: Tensor | None, lengths_k: Tensor | None, config: Config | None, out: Tensor,
-            ) -> tuple[int, tuple[Any, ...], dict[str, Any]]:  # fmt: skip
-    """(programs, arguments, flags and options) of a checked call."""
-    B, H, M, E = q.shape
-    G, N, F = k.shape[1], k.shape[2], v.shape[3]
-    config = config or default_config(E, F)
-    scale = 1.0 / math.sqrt(E) if scale is None else scale
-    # Beyond M + N keys every window is the same; the cap keeps positions plus window within 32 bits.
-    left, right = (min(side or 0, M + N) for side in (mask.left, mask.right))
+def _pass(q: Tensor, k: Tensor, v: Tensor, setting: Setting, bias: float | None, config: Config | None,
+          out: Tensor) -> Pass:  # fmt: skip
+    """The launch that fills `out`."""
+    (B, H, M, E), (G, N), F = q.shape, k.shape[1:3], v.shape[3]
+    config, mask, lengths_q, lengths_k = config or default_config(E, F), setting.mask, setting.lengths_q, setting.lengths_k
     bias = -math.log(max(1, N)) if bias is None and lengths_k is None else bias
     arguments = (
-        q, k, v, lengths_q, lengths_k, out, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-        H, H // G, M, N, left, right, scale * LOG2_E, (bias or 0.0) * LOG2_E,
+        q, k, v, lengths_q, lengths_k, out, *strides(q, k, v, out), H, H // G, M, N, *setting.sides(M, N),
+        setting.log2_scales[0], (bias or 0.0) * LOG2_E,
     )  # fmt: skip
     flags = {
         "E": E, "F": F, "BLOCK_E": triton.next_power_of_2(E), "BLOCK_F": triton.next_power_of_2(F),
@@ -201,6 +184,5 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, mask: Band, bias: float | None, sca
         "HAS_RIGHT": mask.right is not None, "BIAS_OF_LENGTH": bias is None, "HAS_LENGTHS_Q": lengths_q is not None,
         "HAS_LENGTHS_K": lengths_k is not None, "WHOLE_TILES": N % config.block_n == 0 and lengths_k is None,
         "APPROXIMATE": q.device.type != "cpu",
-        "num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True,
     }  # fmt: skip
-    return B * H * triton.cdiv(M, config.block_m), arguments, flags
+    return Pass(_forward, B * H * triton.cdiv(M, config.block_m), arguments, flags, options(config))

@@ -22,22 +22,48 @@ class Config:
         )
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class AttentionConfig(Config):
+    """A `Config` that also says how the forward kernel of attention reads its tiles.
+
+    descriptors       K and V by tensor descriptors (TMA) where the inputs allow it: see `attention.descriptor_refusal`
+    warp_specialize   loads, products and softmax by warp groups of their own
+    """
+
+    descriptors: bool = False
+    warp_specialize: bool = False
+
+    def __str__(self) -> str:
+        on = (f"{name}=1" for name in FLAGS if getattr(self, name))
+        return ",".join((Config.__str__(self), *on))
+
+
+FLAGS = ("descriptors", "warp_specialize")  # of an `AttentionConfig`, written 0 or 1
+
+
 def parse_config(text: str) -> Config:
-    """`BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2` as a Config. Raises ValueError that names what is wrong."""
+    """`BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2`, and flags as `descriptors=1`, as a Config.
+
+    Raises ValueError that names what is wrong.
+    """
     fields: dict[str, int] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
         name = name.strip().lower()
         if not equals or not value.strip().isdigit():
             raise ValueError(f"configuration {text!r}: got {part!r}, expected NAME=INTEGER")
-        if name not in Config.__slots__ or name in fields:
+        if name not in (*Config.__slots__, *FLAGS) or name in fields:
             expected = "BLOCK_M, BLOCK_N, num_warps, num_stages, each once"
             raise ValueError(f"configuration {text!r}: {name!r} is unknown or given twice, expected {expected}")
         fields[name] = int(value)
+        if name in FLAGS and fields[name] > 1:
+            raise ValueError(f"configuration {text!r}: {name} is {fields[name]}, expected 0 or 1")
     missing = [name for name in Config.__slots__ if name not in fields]
     if missing:
         raise ValueError(f"configuration {text!r}: {', '.join(missing)} missing")
-    return Config(**fields)
+    sizes = [fields[name] for name in Config.__slots__]
+    flags = [bool(fields.get(name)) for name in FLAGS]
+    return AttentionConfig(*sizes, *flags) if any(flags) else Config(*sizes)  # type: ignore[arg-type]  # of one list
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +82,6 @@ class Limits:
     registers: int = 65536
     registers_per_thread: int = 255
     tmem_columns: int = 0
-    tmem_lanes: int = 128
 
 
 KIB = 1024
@@ -138,22 +163,6 @@ def padded_rank(rank: int) -> int:
     return max(RANKS[0], power_of_two(rank))
 
 
-def default_bias_config(e: int, f: int) -> Config:
-    """A build of attention with a bias: that of attention, whose tile the bias shares."""
-    return default_config(e, f)
-
-
-def default_backward_config(e: int, f: int) -> Config:
-    """A build of the backward kernels: `block_m` positions held, `block_n` positions in each tile walked over.
-
-    Chosen by what the compiler says: of the shapes that keep the tensor cores' rows whole, those that spill least.
-    """
-    widest = max(power_of_two(e), power_of_two(f))
-    if widest <= 64:
-        return Config(64, 32, 4, 2)
-    return Config(128, 32, 8, 2) if widest <= 128 else Config(64, 32, 8, 1)
-
-
 def matrix_instruction(config: Config, capability: int) -> str:
     """The tensor-core instruction that Triton picks: the asynchronous ones need 64 rows and whole groups of 4 warps."""
     if config.block_m >= 64 and config.num_warps % 4 == 0:
@@ -171,8 +180,44 @@ def shared_bytes(heads: Heads, config: Config, capability: int) -> int:
     tcgen05), one pair fewer where it reads registers (mma.sync), and for one stage the larger of K and V in turn.
     With mma.sync and fewer rows than columns of the output tile, Triton lays the warps of the second product along its
     columns, so every warp needs all of P: that tile then passes through shared memory too. So does a tile of a bias's
-    matrix, from the layout in which it is loaded to that of the scores (in the place of P where P has one).
+    matrix, from the layout in which it is loaded to that of the scores (in the place of P where P has one). At the end
+    the output passes through all of it. Tensor descriptors add up to 1 KiB of barriers and alignment, warp groups of their
+    own up to 4 KiB.
     """
+    form = _fp8_pipeline_bytes if heads.element_bytes == 1 else _pipeline_bytes
+    pipeline = form(heads, config, capability)
+    return pipeline if matrix_instruction(config, capability) == "tcgen05" else max(pipeline, _output_bytes(heads, config))
+
+
+def _output_bytes(heads: Heads, config: Config) -> int:
+    """The 16-bit output on its way from the tensor core's layout to rows, 8 values a thread, in as few passes as rows that a
+    thread holds in both layouts allow. (tcgen05: tensor memory is read as rows.)"""
+    at_once = 256 * config.num_warps // heads.tile_f  # rows that all threads store together
+    passes = (2 if at_once <= 8 else 1) * max(1, config.block_m // max(16 * config.num_warps, at_once))
+    return config.block_m * heads.tile_f * 2 // passes
+
+
+def _fp8_pipeline_bytes(heads: Heads, config: Config, capability: int) -> int:
+    """fp8, which no bias goes with. Seen with Triton 3.7.1: for wgmma V is transposed, and of what pointers load only one
+    tile of it is there; weights are an operand in shared memory for tcgen05; architectures with either have no mma.sync of fp8,
+    whose operands are widened to 16 bits, and Q and the weights pass through shared memory as such."""
+    q, p = config.block_m * heads.tile_e, config.block_m * config.block_n
+    k, v = config.block_n * heads.tile_e, config.block_n * heads.tile_f
+    instruction, stages = matrix_instruction(config, capability), config.num_stages
+    if instruction == "tcgen05":
+        return q + p + (max(k, v) if stages == 1 else stages * (k + v))
+    if instruction == "wgmma":
+        tiles_of_v = stages if getattr(config, "descriptors", False) else 1
+        return q + (max(k, v) if stages == 1 else stages * k + tiles_of_v * v)
+    widened = 2 if capability // 10 in (9, 10, 11) else 1
+    passing = widened * p if config.block_m < heads.tile_f else 0
+    if stages == 1:
+        return widened * q + max(k, v if widened > 1 else v + passing)
+    return widened * q + (stages - 1) * (k + v) + passing
+
+
+def _pipeline_bytes(heads: Heads, config: Config, capability: int) -> int:
+    """Of the loop over the keys, as `shared_bytes` describes it."""
     size = heads.element_bytes
     q = config.block_m * (heads.tile_e + heads.tile_r) * size
     k, factor, v = (config.block_n * width * size for width in (heads.tile_e, heads.tile_r, heads.tile_f))
@@ -189,15 +234,15 @@ def shared_bytes(heads: Heads, config: Config, capability: int) -> int:
 
 
 def tmem_columns(heads: Heads, config: Config, capability: int) -> int:
-    """Columns of tensor memory (tcgen05 only; 128 lanes x 32 bit each): scores, output, the 16-bit weights, and the
-    product of a bias's factors before it is scaled.
+    """Columns of tensor memory (tcgen05 only; 128 lanes x 32 bit each): scores, output, the 16-bit weights (those of fp8 lie
+    in shared memory), and the product of a bias's factors before it is scaled.
 
     A tile of 64 rows uses half the lanes: weights share the half of the output, scores lie in the other. What fits is
     granted in powers of two; beyond the 512 that exist the sum itself is returned.
     """
     if matrix_instruction(config, capability) != "tcgen05":
         return 0
-    weights = config.block_n * heads.element_bytes // 4
+    weights = 0 if heads.element_bytes == 1 else config.block_n * heads.element_bytes // 4
     scores = config.block_n * (2 if heads.tile_r else 1)
     if config.block_m == 64:
         wanted = max(scores, heads.tile_f + weights)
@@ -216,11 +261,28 @@ def excluded(heads: Heads, config: Config, limits: Limits, rows: int | None = No
 
     rows   query rows M of the problem, where known: a tile twice as tall as M only adds idle rows
     """
+    return flag_refusal(config) or tile_refusal(heads, config, limits, rows)
+
+
+def tile_refusal(heads: Heads, config: Config, limits: Limits, rows: int | None = None) -> str:
+    """`excluded` by the tile sizes, whatever flags `config` has."""
     instruction = matrix_instruction(config, limits.capability)
     if config.block_m >= 64 and config.num_warps < 4 and limits.capability // 10 in (9, 10, 11):
         return f"{config.num_warps} warps are no whole group of 4: the tile falls back to mma.sync"
     if instruction != "tcgen05" and config.block_m < 16 * config.num_warps:
         return f"{config.num_warps} warps of 16 rows on {config.block_m} rows: warps would repeat each other's work"
+    if why := too_large(heads, config, limits):
+        return why
+    columns = tmem_columns(heads, config, limits.capability)
+    if columns > limits.tmem_columns:
+        return f"{columns} columns of tensor memory, an SM has {limits.tmem_columns} (the compiler emits a trap)"
+    if rows is not None and config.block_m > max(32, power_of_two(max(1, rows))):
+        return f"{config.block_m} rows for {rows} queries: at least half of the tile is idle"
+    return ""
+
+
+def too_large(heads: Heads, config: Config, limits: Limits) -> str:
+    """Why a block of `config` has not enough registers or shared memory, "" where it has."""
     accumulators = accumulators_per_thread(heads, config)
     if accumulators > limits.registers_per_thread:
         return (
@@ -230,12 +292,13 @@ def excluded(heads: Heads, config: Config, limits: Limits, rows: int | None = No
     shared = shared_bytes(heads, config, limits.capability)
     if shared > limits.shared_bytes_per_block:
         return f"{shared} bytes of shared memory, a block may have {limits.shared_bytes_per_block}"
-    columns = tmem_columns(heads, config, limits.capability)
-    if columns > limits.tmem_columns:
-        return f"{columns} columns of tensor memory, an SM has {limits.tmem_columns} (the compiler emits a trap)"
-    if rows is not None and config.block_m > max(32, power_of_two(max(1, rows))):
-        return f"{config.block_m} rows for {rows} queries: at least half of the tile is idle"
     return ""
+
+
+def flag_refusal(config: Config) -> str:
+    """Why a kernel that is built in one way only refuses `config`: a flag is set; "" where none is."""
+    on = [name for name in FLAGS if getattr(config, name, False)]
+    return f"{' and '.join(on)}: of the kernels only attention is built both ways" if on else ""
 
 
 def configurations(

@@ -18,7 +18,7 @@ FORMAT = 1
 # What a build is compiled for when only head dimensions are known: causal, grouped heads, whole tiles. Resources hardly
 # depend on it: other sizes change constants, other masks the border loop.
 BATCH, HEADS, KV_HEADS, LENGTH = 1, 8, 2, 4096
-ELEMENT = {2: "bfloat16"}
+ELEMENT = {2: "bfloat16", 1: "float8_e4m3fn"}  # by bytes
 KEPT = ("status", "reason", "registers", "spill_bytes", "stack_bytes", "shared_bytes", "tmem_columns", "warps",
         "blocks_per_sm", "loop", "triton")  # fmt: skip
 
@@ -36,6 +36,7 @@ def representative(kernel: Kernel, heads: Heads, config: Config, capability: int
         "config": [config.block_m, config.block_n, config.num_warps, config.num_stages],
         **kernel.compile_options,
     }
+    arguments |= {name: True for name in kernel.flags if getattr(config, name, False)}
     if kernel.rank:
         arguments["rank"] = heads.rank or kernel.rank
     return Request(kernel.module, kernel.compiler, arguments, capability)

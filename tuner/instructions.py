@@ -87,6 +87,8 @@ def why_unchecked(kernel: Kernel, heads: Heads, config: Config, arch: Architectu
     """Why no rule says what the inner loop of this build is made of; "" where one does."""
     if arch.instructions not in ("mma.sync", "wgmma"):
         return "accumulators lie in tensor memory"
+    if heads.element_bytes == 1:
+        return "fp8 operands are transposed or widened in the loop, for which no rule is written down"
     if composed(kernel).rank(QUERY) is None:
         return "a chunk's decays and masks are made where their operands lie, some of them before the loop"
     if _along_columns(heads, config, arch):

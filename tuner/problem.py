@@ -20,7 +20,7 @@ from einsight.kernels.catalog import Kernel
 from einsight.kernels.gna_space import BoxConfig, box_config, box_configurations, excluded_box
 from einsight.kernels.neighborhood import Neighborhood
 from einsight.kernels.resources import Estimate, closed_form
-from einsight.kernels.spaces import LIMITS, Config, Heads, Limits, parse_config
+from einsight.kernels.spaces import FLAGS, LIMITS, Config, Heads, Limits, parse_config
 from einsight.kernels.table import lookup
 from einsight.sim.gna_kernel import load_gna_kernel
 from einsight.sim.gna_time import Problem as GridProblem
@@ -108,6 +108,8 @@ class Problem:
             return why
         if why := self._excluded(config):
             return why
+        if on := [name for name in FLAGS if getattr(config, name, False)]:
+            return f"{' and '.join(on)}: can be built and given to a launch; a search does not try it"
         for name in Config.__slots__:
             value, offered = getattr(config, name), getattr(self.kernel.space, name)
             if value not in offered:

@@ -20,10 +20,9 @@ from einsight.kernels.spaces import (
     parse_config,
 )
 from einsight.kernels.table import lookup, representative
-from einsight.sim.hardware import Gpu
+from einsight.sim.hardware import DTYPE_BYTES, Gpu
 from einsight.sim.mapping import Mapping, Resources
 from einsight.tuner.instructions import LoopMix, expected_mix, found_mix, why_unchecked
-from einsight.tuner.space import ELEMENT_BYTES
 
 SOURCES = ("compiled", "table", "closed_form")
 COMPILER_ONLY = "what a build of this kernel occupies is known from a compiler only: install torch and triton"
@@ -158,8 +157,8 @@ def config_from(text: str) -> Config:
 
 def heads_from(kernel: Kernel, head_dim: int, value_dim: int | None, dtype: str, rank: int | None) -> Heads:
     """The head dimensions of a build. Raises ResourceError that names the option."""
-    if dtype not in ELEMENT_BYTES:
-        raise ResourceError(f"--dtype: found '{dtype}'; expected one of: {', '.join(ELEMENT_BYTES)}")
+    if dtype not in kernel.dtypes:
+        raise ResourceError(f"--dtype: found '{dtype}'; expected one of: {', '.join(kernel.dtypes)}")
     for option, width in (("--head-dim", head_dim), ("--value-dim", value_dim or head_dim)):
         if not 32 <= width <= 256:
             raise ResourceError(f"{option}: found {width}; expected 32 to 256")
@@ -167,7 +166,7 @@ def heads_from(kernel: Kernel, head_dim: int, value_dim: int | None, dtype: str,
         raise ResourceError(f"--rank: {kernel.name} has no bias factors; expected the option without it")
     if rank is not None and not 1 <= rank <= RANKS[-1]:
         raise ResourceError(f"--rank: found {rank}; expected 1 to {RANKS[-1]}")
-    return Heads(head_dim, value_dim or head_dim, ELEMENT_BYTES[dtype], rank or kernel.rank, kernel.matrix)
+    return Heads(head_dim, value_dim or head_dim, int(DTYPE_BYTES[dtype]), rank or kernel.rank, kernel.matrix)
 
 
 def space_summary(kernel: Kernel, heads: Heads, capability: int) -> tuple[tuple[Config, ...], Counter[str]]:

@@ -71,6 +71,40 @@ def test_without_a_compiler_and_without_an_entry_it_says_what_is_not_known(
     assert f"no entry for {kernel}" in capsys.readouterr().err
 
 
+def test_flags_and_fp8_have_a_reason_where_an_architecture_is_without(capsys: pytest.CaptureFixture[str]) -> None:
+    found = ask(capsys, "attention", "--target", "a100-sxm-80gb", "--target", "h100-sxm", "--target", "b200")
+    assert found["flags"] == ["descriptors", "warp_specialize"]  # type: ignore[index,call-overload]
+    flags = {name: answer["flags"] for name, answer in found["targets"].items()}  # type: ignore[index,call-overload]
+    assert "sm_80 has no unit" in flags["a100-sxm-80gb"]["descriptors"] and flags["h100-sxm"]["descriptors"] == ""
+    assert "sm_90 aborts" in flags["h100-sxm"]["warp_specialize"] and set(flags["b200"].values()) == {""}
+    assert ask(capsys, "decode", "--target", "b200")["targets"]["b200"]["flags"] == {}  # type: ignore[index,call-overload]
+    answer = ask(capsys, "attention", "--target", "a100-sxm-80gb", "--dtype", "fp8_e4m3")["targets"]["a100-sxm-80gb"]  # type: ignore[index,call-overload]
+    assert not answer["configurations"] and "has no fp8 tensor cores" in next(iter(answer["excluded"]))
+
+
+def test_a_build_with_a_flag_is_answered_for(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("attention", "--source", "closed_form", "--config", BUILD + ",descriptors=1", "--dtype", "fp8_e4m3", "--target")
+    fine = ask(capsys, *words, "b200")
+    assert isinstance(fine, dict) and fine["status"] == "ok" and fine["configuration"]["descriptors"] is True
+    assert fine["shared_bytes"] == shared_bytes(Heads(128, 128, 1), Config(128, 64, 8, 2), 100) < 60000
+    out = ask(capsys, *words, "a100-sxm-80gb")
+    assert isinstance(out, dict) and out["status"] == "excluded" and "sm_80 has no fp8" in out["reason"]
+
+
+@pytest.mark.parametrize(("target", "flag", "reason"), [
+    ("a100-sxm-80gb", "descriptors", "sm_80 has no unit that reads tensor descriptors"),
+    ("h100-sxm", "descriptors", "descriptors: can be built and given to a launch; a search does not try it"),
+    ("h100-sxm", "warp_specialize", "Triton's pass for sm_90 aborts"),
+])  # fmt: skip
+def test_a_search_explains_why_it_is_without_a_flag(
+    capsys: pytest.CaptureFixture[str], target: str, flag: str, reason: str
+) -> None:
+    words = ["attention", "--seq", "4096", "--heads", "8", "--head-dim", "128", "--target", target]
+    assert main(["tune", *words, "--explain", f"{BUILD},{flag}=1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not found["valid"] and reason in found["reason"]
+
+
 def test_silent_failures_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         ("BLOCK_M=128,BLOCK_N=128,num_warps=8,num_stages=4", "h100-sxm"): ("shared_memory", "294912"),
@@ -98,6 +132,8 @@ def test_silent_failures_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     (["flashbias", "--rank", "200"], "expected 1 to 128"),
     (["attention", "--head-dim", "512"], "expected 32 to 256"),
     (["attention", "--dtype", "fp64"], "--dtype"),
+    (["decode", "--dtype", "fp8_e4m3"], "expected one of: bf16, fp16"),
+    (["attention", "--config", BUILD + ",descriptors=3"], "descriptors is 3, expected 0 or 1"),
     (["attention", "--source", "guess"], "--source"),
     (["--config", BUILD], "NAME"),
 ])  # fmt: skip

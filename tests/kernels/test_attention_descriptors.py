@@ -18,8 +18,9 @@ from einsight.kernels.attention_space import AttentionConfig, attention_config, 
 from einsight.kernels.band import Band  # noqa: E402
 from einsight.kernels.flashbias import flashbias  # noqa: E402
 from einsight.kernels.resources import Estimate, Request, compile_offline  # noqa: E402
-from einsight.kernels.spaces import Config  # noqa: E402
+from einsight.kernels.spaces import Config, Heads, shared_bytes, tmem_columns  # noqa: E402
 
+BARRIERS = 1024  # and alignment, of tiles that descriptors read
 HALF, FP8 = torch.float16, torch.float8_e4m3fn
 POINTERS, DESCRIPTORS = Config(64, 32, 4, 2), AttentionConfig(64, 32, 4, 2, descriptors=True)
 
@@ -111,6 +112,14 @@ def built(capability: int, dtype: str = "bfloat16", **flags: Any) -> Request:
     return Request(module.__name__, "compile_named", arguments | flags, capability)
 
 
+def closed_form_holds(estimate: Estimate, heads: Heads, capability: int, more: int) -> bool:
+    """Shared memory is the closed form and at most `more`, or on tcgen05 its scratch of 4 KiB; tensor memory exactly."""
+    config = Config(128, 64, 4, 2)
+    extra = estimate.shared_bytes - shared_bytes(heads, config, capability)
+    columns = tmem_columns(heads, config, capability)
+    return 0 <= extra <= (4096 if capability == 100 else more) and estimate.tmem_columns == columns
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed (extra `gpu`)")
 def test_every_path_compiles_for_its_architectures() -> None:
     """fp8 on every architecture that has it; descriptors where a unit reads them; warp groups of their own on sm_100."""
@@ -125,9 +134,12 @@ def test_every_path_compiles_for_its_architectures() -> None:
         estimate = found[id(request)]
         assert estimate.status == "ok" and estimate.stack_bytes == 0, (cc, estimate)
         assert any(estimate.loop.get(name, 0) > 0 for name in ("QMMA", "QGMMA", "UTCQMMA")), (cc, estimate)
+        assert closed_form_holds(estimate, Heads(64, 64, 1), cc, 0)
     # The rescaled output and each tile's product, summed apart on sm_90, are joined by a fused multiply-add.
     assert found[id(fp8[90])].loop["FFMA"] >= 128 * 64 // 128
     for cc, request in tiles.items():
         assert found[id(request)].status == "ok" and found[id(request)].loop["UTMALDG"] == 2, cc
+        assert closed_form_holds(found[id(request)], Heads(64, 64), cc, BARRIERS)
     assert found[id(groups[100])].status == "ok" and found[id(groups[100])].warps == 12
+    assert closed_form_holds(found[id(groups[100])], Heads(64, 64), 100, BARRIERS)
     assert "sm_90 aborts" in found[id(groups[90])].reason

@@ -15,11 +15,11 @@ from einsight.kernels import tuned as module  # noqa: E402
 from einsight.kernels.attention import forward_pass  # noqa: E402
 from einsight.kernels.attention_backward import passes  # noqa: E402
 from einsight.kernels.attention_launch import Bias, Setting, meta  # noqa: E402
-from einsight.kernels.attention_space import AttentionConfig  # noqa: E402
+from einsight.kernels.attention_space import AttentionConfig, backward_configs  # noqa: E402
 from einsight.kernels.band import Band, band  # noqa: E402
 from einsight.kernels.builds import config_of, told  # noqa: E402
 from einsight.kernels.lookup import Entry, Lookup  # noqa: E402
-from einsight.kernels.spaces import Config, default_backward_config, default_config  # noqa: E402
+from einsight.kernels.spaces import Config, default_config  # noqa: E402
 from einsight.kernels.tuned import mask_in_words, tuned  # noqa: E402
 
 SIZES = (1, 8, 2, 512, 512, 64, 64)
@@ -81,7 +81,7 @@ def test_kernels_with_a_bias_and_the_backward_have_files_of_their_own(folder: Pa
         one, _ = passes(q, q, k, k, row, row, Setting(band(causal=True), 0.125), None, None, (q, k, k, None, None))
         return one.keywords["V"].BLOCK_M.value, one.options["num_stages"]
 
-    default = default_backward_config(64, 64)
+    default, _ = backward_configs(64, 64)
     assert backward() == (default.block_m, default.num_stages)
     write(folder, "attention_backward")
     assert backward() == (FOUND.block_m, FOUND.num_stages)

@@ -139,6 +139,15 @@ def test_packed_sequences_compile_to_one_operator(device: str) -> None:
     torch.library.opcheck(operator, given, test_utils=checks)
 
 
+def test_packed_sequences_take_no_lengths_beside_their_bounds(device: str) -> None:
+    given, rest = packed_inputs(device)
+    with pytest.raises(ValueError, match="lengths_k: got lengths beside bounds_q and bounds_k"):
+        ops.attention_packed(*given, *rest, lengths_k=rest[1])
+    nothing = torch.zeros(0, dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match=r"bounds_q: got torch.int32 \[0\]"):
+        ops.attention_packed(*given, nothing, nothing, *rest[2:])
+
+
 def test_fp8_goes_through_the_operator_and_has_no_gradient(device: str) -> None:
     if device == "cuda" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU has no fp8 tensor cores")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from einsight.kernels.catalog import KERNELS, kernel
 from einsight.kernels.spaces import (
     ATTENTION,
     LIMITS,
+    AttentionConfig,
     Config,
     Heads,
     accumulators_per_thread,
@@ -26,6 +28,7 @@ from einsight.kernels.spaces import (
 )
 
 REFERENCE = Path(os.environ.get("EINSIGHT_REFERENCE", Path(__file__).parents[3] / "shared" / "reference"))
+BARRIERS = 1024  # and alignment, of tiles that descriptors read
 TCGEN05_SCRATCH = 4096  # barriers and reduction scratch that the closed form does not know
 
 
@@ -46,6 +49,43 @@ def test_closed_forms_agree_with_every_recorded_compilation() -> None:
         allowed = TCGEN05_SCRATCH if matrix_instruction(config, capability) == "tcgen05" else 0
         assert 0 <= extra <= allowed, (row, extra)
         assert tmem_columns(heads, config, capability) == row["tmem"], row
+
+
+def test_closed_forms_of_fp8_and_of_unlike_head_dimensions_agree_with_compilations() -> None:
+    """`shared_memory_builds.csv`: attention compiled with Triton 3.7.1, causal, 8 heads on 2, 4096 keys."""
+    with Path(__file__).with_name("shared_memory_builds.csv").open() as file:
+        rows = [{name: int(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert {row["capability"] for row in rows if row["element_bytes"] == 1} == {89, 90, 100, 120} and len(rows) > 60
+    for row in rows:
+        heads, capability = Heads(row["e"], row["f"], row["element_bytes"]), row["capability"]
+        tiles = [row[name] for name in ("block_m", "block_n", "num_warps", "num_stages")]
+        config = AttentionConfig(*tiles, bool(row["descriptors"]), bool(row["warp_specialize"]))
+        extra = row["shared_bytes"] - shared_bytes(heads, config, capability)
+        tcgen05 = matrix_instruction(config, capability) == "tcgen05"
+        allowed = TCGEN05_SCRATCH if tcgen05 else BARRIERS if config.descriptors else 0
+        assert 0 <= extra <= allowed, (row, extra)
+        assert tmem_columns(heads, config, capability) == row["tmem_columns"], row
+
+
+def test_flags_are_written_read_and_judged() -> None:
+    text = "BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2,descriptors=1"
+    config = parse_config(text)
+    assert config == AttentionConfig(128, 64, 8, 2, descriptors=True) and str(config) == text
+    assert parse_config(text.replace("descriptors=1", "warp_specialize=0")) == Config(128, 64, 8, 2)
+    with pytest.raises(ValueError, match="descriptors is 2, expected 0 or 1"):
+        parse_config(text.replace("descriptors=1", "descriptors=2"))
+    both = parse_config(text + ",warp_specialize=1")
+    for name, entry in KERNELS.items():
+        why = entry.excluded(Heads(128, 128, rank=entry.rank, matrix=entry.matrix), both, LIMITS[100])
+        assert (why == "") == (name == "attention")
+        assert not why or why == "descriptors and warp_specialize: of the kernels only attention is built both ways"
+    rule = KERNELS["attention"].excluded
+    assert "sm_80 has no unit" in rule(Heads(128, 128), config, LIMITS[80]) and rule(Heads(128, 128), config, LIMITS[90]) == ""
+    assert "sm_90 aborts" in rule(Heads(128, 128), both, LIMITS[90]) and "sm_120" in rule(Heads(128, 128), both, LIMITS[120])
+    assert "has no fp8 tensor cores" in rule(Heads(128, 128, 1), Config(128, 64, 8, 2), LIMITS[80])
+    assert rule(Heads(128, 128, 1), Config(128, 64, 8, 2), LIMITS[89]) == ""
+    large = parse_config("BLOCK_M=128,BLOCK_N=128,num_warps=8,num_stages=4,descriptors=1")
+    assert "294912 bytes" in rule(Heads(128, 128), large, LIMITS[90])
 
 
 def test_what_the_space_excludes_is_what_the_recorded_compilations_show_to_be_unusable() -> None:
