@@ -23,7 +23,7 @@ from einsight.tuner.prior import Floats
 from einsight.tuner.record import Measurement, Status
 from einsight.tuner.search import Search, open_study, sampler
 from einsight.tuner.space import Space
-from einsight.tuner.store import Store, Subject, ranked
+from einsight.tuner.store import Store, Subject
 from einsight.tuner.tune import INTERRUPTED as ENDED_BY_USER
 from einsight.tuner.tune import Device, Progress, Tuned, noise, tune
 
@@ -94,7 +94,7 @@ def _bar(title: str, total: int) -> Iterator[Callable[[Progress], None]]:
 def finish(outcome: Tuned, live: Live, as_json: bool) -> None:
     """Print, export; exit code 130 after Ctrl-C, 1 where no configuration works."""
     if live.output is not None and outcome.best is not None:
-        export(outcome.measured, live.output.kind, live.output.file)
+        export(outcome.measured, live.output.kind, live.output.file, outcome.ranking)
     if as_json:
         print_json(as_document(outcome))
     else:
@@ -123,19 +123,20 @@ def print_outcome(outcome: Tuned, live: Live) -> None:
                  f"ended: {outcome.why}"])  # fmt: skip
     if outcome.best is None:
         return print_lines(["no configuration works", *(f"  {m.configuration}: {m.reason}" for m in outcome.measured[:SHOWN])])
-    order = ranked(outcome.raced or outcome.measured)
+    order = outcome.order
     tied = outcome.tied if len(outcome.tied) > 1 else []
     rows = [
         (_text(m), format_time(m.time_s), f"{100 * (m.time_s / order[0].time_s - 1):.1f} %", "tied" if m in tied else "")
         for m in order[:SHOWN]
     ]
-    heading = "Finalists, measured in turns" if outcome.raced else "Fastest"
+    raced = any(m.status is Status.OK for m in outcome.raced)
+    heading = "Finalists, measured in turns" if raced else "Fastest"
     columns = ("configuration", "time", "behind", "")
     print_table(f"{heading} (noise {100 * noise(order):.1f} %)", columns, rows, right=columns[1:3], wrap=columns[:1])
     if outcome.study_best is not None and outcome.study_best[1] < order[0].time_s:
         told = ", ".join(f"{name}={value}" for name, value in outcome.study_best[0].items())
         print_lines([f"faster, by another worker of the study: {told} at {format_time(outcome.study_best[1])}"])
-    failures = [m for m in outcome.measured if m.status is not Status.OK]
+    failures = [m for m in (*outcome.measured, *outcome.raced) if m.status is not Status.OK]
     print_lines(f"  {m.status.value}: {_text(m)}: {m.reason}" for m in failures[:SHOWN])
     if live.output is not None:
         print_lines([f"written: {live.output.file} ({live.output.kind})"])

@@ -75,6 +75,26 @@ def test_a_search_finds_the_best_keeps_it_and_the_kernel_takes_it(einsight: Eins
     assert tuned_config("attention", "NVIDIA H100", workload) is None
 
 
+def test_the_race_decides_and_what_it_decides_is_written(einsight: Einsight, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slower of two finalists by single measurements, and every time of the race is longer than any of the search."""
+    monkeypatch.setattr("einsight.tuner.gpu.FACTORY", "faked_gpu:Turned")
+    told = einsight("tune", *SHAPE, "--trials", "16", *ONE_BY_ONE, "--as", "lookup", "--json").json
+    assert told["best"]["configuration"] == BEST | {"num_stages": 2}
+    assert tuned_config("attention", "NVIDIA H200", told["best"]["workload"]) == Config(**BEST | {"num_stages": 2})
+
+
+def test_a_race_that_fails_takes_nothing_away(
+    einsight: Einsight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("einsight.tuner.gpu.FACTORY", "faked_gpu:Raceless")
+    record = tmp_path / "r.jsonl"
+    words = ("tune", *SHAPE, "--trials", "16", *ONE_BY_ONE, "--record", str(record))
+    shown = einsight(*words)
+    assert shown.code == 0 and "Fastest" in shown.out and "the launch timed out" in shown.out
+    assert einsight(*words, "--json").json["best"]["configuration"] == BEST
+    assert {json.loads(line)["status"] for line in record.read_text().splitlines()[16:]} == {"failed"}
+
+
 def test_a_record_replayed_exports_the_same_lookup(einsight: Einsight, tmp_path: Path) -> None:
     record, file = tmp_path / "r.jsonl", tmp_path / "tuned" / "attention.json"
     assert einsight("tune", *SHAPE, "--record", str(record), "--trials", "16", *ONE_BY_ONE).code == 0
