@@ -27,7 +27,7 @@ Replay = Annotated[Path | None, typer.Option(metavar="FILE", help="A recorded sp
 Key = Annotated[str | None, typer.Option(metavar="KEY", help="With --replay: which workload of a record.")]
 Trials = Annotated[str, typer.Option(metavar="N", help="Measurements at most.")]
 Seeds = Annotated[str | None, typer.Option(metavar="N", help="With --replay: independent runs; default 10.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of one search.")]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Of one search.")]
 Prior = Annotated[str | None, typer.Option(metavar="none|simulator|noisy:RHO|FILE", help="What is believed beforehand.")]
 Sampler = Annotated[str, typer.Option(metavar="pool|tpe|random|gp|...", help="pool is ours.")]
 Against = Annotated[str | None, typer.Option(metavar="tpe,random,...", help="With --replay: methods beside; default tpe.")]
@@ -87,13 +87,15 @@ def run(
     """
     shape = options.Shape(
         None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias,
-        cache or (None if workload else "warm"),
+        cache or (None if workload or replay else "warm"),
     )  # fmt: skip
     from einsight.cli import tune_predict
 
     out, asked = tune_predict.output(kernel, export, export_as), tune_predict.asked(kernel, shape, workload)
     if asked is not None and shapes is None and (explain is not None or predict_only):  # no search: needs no optuna
         return tune_predict.dispatch(asked, target, explain, out, as_json)
+    if replay is not None:
+        _alone(replay, shape, explain, predict_only, shapes, workload, target)
     tune_kernel, tune_replay, tune_search = _with_optuna("tune_kernel", "tune_replay", "tune_search")
     most, several = whole(trials, "--trials"), whole(ahead, "--ahead")
     live = tune_search.Live(most, seed, sampler, prior, record, storage, several, not no_stop, out, key or "")
@@ -102,6 +104,14 @@ def run(
             tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
         else:
             tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
+
+
+def _alone(replay: Path, shape: options.Shape, *others: object) -> None:
+    """A recorded space has a workload and a device of its own: options that name another would be passed over in silence."""
+    names = ("--explain", "--predict-only", "--shapes", "--workload", "--target")
+    given = [name for name, value in zip(names, others, strict=True) if value] + list(shape.given(*options.NOT_BESIDE_FILES))
+    if given:
+        raise CommandError(given[0], f"{given[0]} beside --replay {replay}", "the recorded space alone, or a kernel")
 
 
 @contextmanager

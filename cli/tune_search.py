@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 
 from einsight.cli import INTERRUPTED
 from einsight.cli.output import print_json, print_lines, print_table
+from einsight.cli.parsing import CommandError
 from einsight.cli.tune_predict import Output
 from einsight.sim.units import format_time
 from einsight.tuner import recorded as records
@@ -66,7 +67,10 @@ def search(
     space: Space, device: Device, subject: Subject, prior: Floats | None, live: Live, title: str, key: str = ""
 ) -> Tuned:
     """Runs it with a progress bar on stderr. The study beside a record is a journal file, unless --storage names one."""
-    storage = live.storage or (str(live.record.with_suffix(".journal")) if live.record else None)
+    storage = live.storage or (str(live.record.with_suffix(".journal")) if live.record and live.record.name else None)
+    if live.record is not None and (live.record.is_dir() or storage == str(live.record)):
+        what = "is a folder" if live.record.is_dir() else "is the study's journal as well"
+        raise CommandError("--record", f"{live.record}, which {what}", "a file of its own, such as tuned.jsonl")
     name = f"{subject.kernel} {subject.device} {subject.source_hash} {key or 'recorded'} {space.identity}"
     study = open_study(name, storage, sampler(live.sampler, space, prior, live.seed))
     store = Store(subject, live.record)

@@ -123,11 +123,25 @@ def test_few_configurations_for_many_shapes(einsight: Einsight, tmp_path: Path) 
         (("--replay", "SPACE", "--export", "x", "--as", "xml"), "--as"),
         (("--replay", "SPACE", "--record", "r.jsonl", "--storage", "mysql://x"), "--storage"),
         (("attention", "--replay", "SPACE"), "either a kernel or a recorded space"),
+        (("attention", *SHAPE, *ON, "--explain", "BLOCK_M=128,BLOCK_N=64,num_warps=0,num_stages=2"), "got num_warps = 0"),
+        (("--replay", "FAILING"), "every configuration failed"),
+        (("--replay", "FAILING", "--prior", "noisy:0.9"), "every configuration"),
+        (("--replay", "FAILING", "--prior", "noisy:0.9", "--record", "r.jsonl"), "every configuration of the record failed"),
+        (("--replay", "BEYOND"), "row 1 names a value that its parameter does not have"),
+        (("--replay", "SPACE", "--seed", "-1"), "--seed"),
+        (("--replay", "SPACE", "--record", "."), "is a folder"),
+        (("--replay", "SPACE", "--record", "r.journal"), "is the study's journal as well"),
+        (("--replay", "SPACE", "--target", "h100-sxm"), "--target beside --replay"),
+        (("--replay", "SPACE", "--shapes", "s.yaml"), "--shapes beside --replay"),
+        (("--replay", "SPACE", "--seq", "4096"), "--seq beside --replay"),
     ],
 )
 def test_what_cannot_be_is_one_message(
     words: tuple[str, ...], message: str, einsight: Einsight, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    slim = {"kernel": "k", "device": "d", "time_unit": "ms", "param_values": {"a": [1, 2]}}
+    (tmp_path / "FAILING").write_text(json.dumps(slim | {"rows": [[0, None, "compile"], [1, None, "compile"]]}))
+    (tmp_path / "BEYOND").write_text(json.dumps(slim | {"rows": [[0, 1.0, 1.0], [2, 1.0, 1.0]]}))
     said = einsight("tune", *(str(space) if word == "SPACE" else word for word in words))
     assert said.code == 2 and message in said.err, said.err
