@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,7 +87,7 @@ def run(
     """
     shape = options.Shape(
         None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias,
-        cache or (None if workload or replay else "warm"),
+        cache or (None if workload or replay or shapes else "warm"),
     )  # fmt: skip
     from einsight.cli import tune_predict
 
@@ -95,7 +95,10 @@ def run(
     if asked is not None and shapes is None and (explain is not None or predict_only):  # no search: needs no optuna
         return tune_predict.dispatch(asked, target, explain, out, as_json)
     if replay is not None:
-        _alone(replay, shape, explain, predict_only, shapes, workload, target)
+        others = {"--explain": explain, "--predict-only": predict_only, "--shapes": shapes, "--workload": workload}
+        _alone(f"--replay {replay}", shape, others | {"--target": target})
+    elif shapes is not None:
+        _alone(f"--shapes {shapes}", shape, {"--explain": explain, "--workload": workload})
     tune_kernel, tune_replay, tune_search = _with_optuna("tune_kernel", "tune_replay", "tune_search")
     most, several = whole(trials, "--trials"), whole(ahead, "--ahead")
     live = tune_search.Live(most, seed, sampler, prior, record, storage, several, not no_stop, out, key or "")
@@ -106,12 +109,11 @@ def run(
             tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
 
 
-def _alone(replay: Path, shape: options.Shape, *others: object) -> None:
-    """A recorded space has a workload and a device of its own: options that name another would be passed over in silence."""
-    names = ("--explain", "--predict-only", "--shapes", "--workload", "--target")
-    given = [name for name, value in zip(names, others, strict=True) if value] + list(shape.given(*options.NOT_BESIDE_FILES))
+def _alone(file: str, shape: options.Shape, others: Mapping[str, object]) -> None:
+    """A file says what is computed: options that say it as well would be passed over in silence."""
+    given = [name for name, value in others.items() if value] + list(shape.given(*options.NOT_BESIDE_FILES))
     if given:
-        raise CommandError(given[0], f"{given[0]} beside --replay {replay}", "the recorded space alone, or a kernel")
+        raise CommandError(given[0], f"{given[0]} beside {file}", "either of them")
 
 
 @contextmanager

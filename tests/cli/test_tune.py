@@ -134,6 +134,8 @@ def test_few_configurations_for_many_shapes(einsight: Einsight, tmp_path: Path) 
         (("--replay", "SPACE", "--target", "h100-sxm"), "--target beside --replay"),
         (("--replay", "SPACE", "--shapes", "s.yaml"), "--shapes beside --replay"),
         (("--replay", "SPACE", "--seq", "4096"), "--seq beside --replay"),
+        (("attention", "--shapes", "s.yaml", *SHAPE, "--predict-only"), "--heads beside --shapes s.yaml"),
+        (("attention", "--shapes", "s.yaml", "--explain", "BLOCK_M=1"), "--explain beside --shapes s.yaml"),
     ],
 )
 def test_what_cannot_be_is_one_message(

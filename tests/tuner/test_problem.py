@@ -144,6 +144,16 @@ def test_ties_are_spread_over_the_space() -> None:
             assert alike >= ALIKE
 
 
+def test_ties_of_a_long_prefill_are_as_the_page_says() -> None:
+    """docs/tuner.md: they all have 8 warps, and the first three measured differ in key tile and in stages."""
+    at = problem(workload=Workload.attention(heads=32, kv_heads=8, seq_q=8192, head_dim=128, mask="causal"))
+    space, logs = at.space(), prior.simulated(at, gpu_of())
+    tied = [space.configuration(r) for r in np.flatnonzero(logs <= logs.min() + TIED)]
+    assert len(tied) > 3 and {c["num_warps"] for c in tied} == {8}
+    first = [space.configuration(r) for r in spread_order(space.coordinates, logs, 3)]
+    assert all(c in tied for c in first) and all(len({c[name] for c in first}) == 3 for name in ("block_n", "num_stages"))
+
+
 @pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
 def test_a_space_is_what_the_kernel_does_not_exclude(capability: int) -> None:
     at = problem(capability)
