@@ -1,7 +1,8 @@
 """The tuner on the CUDA GPU at hand, at most 16 measurements per shape, judged by the exhaustive sweep of the same shapes.
 
     PYTHONPATH=.src python3 benchmarks/gpu_sweep.py           (first, about 8 minutes: every valid configuration)
-    PYTHONPATH=.src python3 benchmarks/gpu_tune.py            (within 9 minutes; needs torch, triton, numpy, scipy, pyyaml)
+    PYTHONPATH=.src python3 benchmarks/gpu_tune.py            (within 9 minutes; needs torch, triton, numpy, scipy,
+                                                               pyyaml, threadpoolctl)
     PYTHONPATH=.src python3 benchmarks/gpu_tune.py --dry-run  (no GPU: what would be measured first)
 
 Shapes: those of the sweep. Bars: what the tuner chose is within 2 % of the sweep's best, by the sweep's own times; and the

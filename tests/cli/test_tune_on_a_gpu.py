@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,25 @@ def test_few_configurations_for_the_shapes_of_a_file(einsight: Einsight, tmp_pat
 def test_what_the_kernel_cannot_run_is_told_before_anything_starts(einsight: Einsight) -> None:
     said = einsight("tune", *SHAPE, "--bias", "alibi")
     assert said.code == 2 and "kernel attention runs softcap and sink" in said.err
+
+
+def test_a_gpu_that_no_profile_lists_is_searched_without_the_simulator(
+    einsight: Einsight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from faked_gpu import HERE
+
+    monkeypatch.setattr("einsight.cli.tune_kernel.gpu_here", lambda: replace(HERE, device="Unheard Of"))
+    shown = einsight("tune", *SHAPE, "--trials", "4", *ONE_BY_ONE)
+    assert shown.code == 0 and "no profile lists Unheard Of: the search begins without the simulator" in shown.err
+    refused = einsight("tune", *SHAPE, "--prior", "simulator")
+    assert refused.code == 2 and "simulator on Unheard Of" in refused.err
+    silent = einsight("tune", *SHAPE, "--trials", "4", *ONE_BY_ONE, "--prior", "none")
+    assert silent.code == 0 and "no profile" not in silent.err
+
+
+def test_another_gpu_than_the_one_at_hand_is_not_searched(einsight: Einsight) -> None:
+    refused = einsight("tune", *SHAPE, "--target", "b200")
+    assert refused.code == 2 and "--predict-only beside it" in refused.err
 
 
 def test_a_launch_takes_what_was_tuned(einsight: Einsight, monkeypatch: pytest.MonkeyPatch) -> None:
