@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,29 @@ def test_few_configurations_for_many_shapes(einsight: Einsight, tmp_path: Path) 
     assert len(told["kept"]) <= 2 and [d["workload"] for d in told["dispatch"]] == ["s16", "s128", "s1024", "s8192"]
     assert all(d["configuration"] in told["kept"] and d["loss"] >= 0 for d in told["dispatch"])
     assert "mean loss" in einsight(*words).out
+
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "tuner.md").read_text(encoding="utf-8")
+COMMANDS = [line.partition("#")[0].split()[1:] for line in PAGE.splitlines() if line.startswith("    einsight tune ")]
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if "--target" in w], ids=" ".join)
+def test_commands_of_the_page_that_need_no_gpu_run(
+    words: list[str], einsight: Einsight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = einsight(*words)
+    assert shown.code == 0 and ("by the simulator" if "--predict-only" in words else ": out: ") in " ".join(shown.out.split())
+
+
+def test_options_of_the_page_exist(einsight: Einsight, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    known = einsight("tune", "--help").out
+    scripts = "".join((ROOT / "benchmarks" / f"{name}.py").read_text() for name in ("gpu_tune", "bench_tuner"))
+    assert len(COMMANDS) >= 6
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)):
+        assert option in known or option in scripts, option
 
 
 @pytest.mark.parametrize(
