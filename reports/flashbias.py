@@ -11,6 +11,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from einsight.reports.flashbias_backward import (
+    SDPA_TRIPS,
+    STEP_MS,
+    TRITON_BACKWARD_TILES,
+    TRITON_BACKWARD_WARPS,
+    TRITON_LOADS,
+    gradients,
+    memory_efficient_ms,
+    passes,
+    products,
+    sdpa_family,
+    training_ms,
+)
 from einsight.reports.flashbias_kernels import (
     ASSUMED_TARGET,
     FITTED_ON,
@@ -21,8 +34,7 @@ from einsight.reports.flashbias_kernels import (
     SDPA_DENSE_MS,
     SDPA_NOTES,
     SDPA_TILES,
-    STEP_MS,
-    TRITON_BACKWARD_WARPS,
+    TRIP_CYCLES,
     TRITON_CONSTANTS,
     TRITON_TILES,
     TRITON_WARPS,
@@ -31,7 +43,6 @@ from einsight.reports.flashbias_kernels import (
     micro_ms,
     milliseconds,
     plain,
-    training_ms,
     triton_family,
 )
 from einsight.sim.bias_times import concatenated, with_factors, with_matrix
@@ -244,13 +255,13 @@ def gpt2_rows(target: str = ASSUMED_TARGET) -> list[Row]:
 
 
 def training_rows(target: str = ASSUMED_TARGET) -> list[Row]:
-    """Forward and backward together: milliseconds of the baseline, speedups over it, and an independent look at the passes."""
+    """Forward and backward together: milliseconds of the baseline, speedups over it, and one kernel's passes side by side."""
     ms, measured = training_ms(target), TRAINING_MS["SDPA with the matrix"]
     dense = {n: ms["SDPA with the matrix"](n) for n in measured}
     rows = [Row(TRAINING, "SDPA with the matrix", f"N {n}", "ms", t, dense[n], "predicted") for n, t in measured.items()]
     rows += [
         Row(TRAINING, f"{what} over SDPA with the matrix", f"N {n}", "x", measured[n] / t, dense[n] / ms[what](n), "predicted",
-            "below N 8192 the host binds; the Triton kernel's scalar atomic additions and barriers have no price here")
+            "below N 8192 the host binds; the Triton kernel's fences and barriers cost more than the round trips counted here")
         for what in ("SDPA with factors", "Triton with factors")
         for n, t in TRAINING_MS[what].items()
     ]  # fmt: skip
@@ -259,17 +270,34 @@ def training_rows(target: str = ASSUMED_TARGET) -> list[Row]:
             ms["Triton with the matrix"](n) / ms["Triton with factors"](n), "predicted")
         for n, t in TRAINING_MS["Triton with the matrix"].items()
     ]  # fmt: skip
-    return [*rows, xformers_row(target)]
+    return [*rows, *passes_rows(target), *memory_efficient_rows(target)]
 
 
-def xformers_row(target: str = ASSUMED_TARGET) -> Row:
-    """Backward over forward of the same memory-efficient kernel, measured by its own authors on a stated GPU."""
-    found, sdpa = PUBLISHED["xformers_a100_us"], baseline(target).family
-    shape: dict[str, Any] = {"batch": 64, "heads": 16, "seq_q": 1024, "head_dim": 32, "dtype": "fp16"}
-    there = milliseconds(Workload.attention(**shape), sdpa, SDPA_TILES, target)
-    back = milliseconds(Workload.attention(**shape, cascade="backward"), sdpa, SDPA_TILES, target)
-    return Row(TRAINING, "memory-efficient kernel: backward over forward", "N 1024", "ratio",
-               found["backward"] / found["forward"], back / there, "predicted", found["source"])  # fmt: skip
+FORWARD_MS = {
+    "SDPA with the matrix": SDPA_DENSE_MS, "SDPA with factors": SDPA_FACTORS_MS, "Triton with factors": TRITON_FACTORS_MS,
+    "Triton with the matrix": TRITON_DENSE_MS,
+}  # fmt: skip
+GPU_BINDS = (8192, 16384)
+"""Lengths at which no backward pass waits for the host."""
+
+
+def passes_rows(target: str = ASSUMED_TARGET) -> list[Row]:
+    """Backward over forward of each kernel; published: from the time of both passes together and that of the forward pass."""
+    return [
+        Row(TRAINING, f"{what}: backward over forward", f"N {n}", "ratio", TRAINING_MS[what][n] / there[n] - 1.0,
+            passes(what, n, target), "predicted", "published: both passes together less the forward pass")
+        for what, there in FORWARD_MS.items()
+        for n in GPU_BINDS
+    ]  # fmt: skip
+
+
+def memory_efficient_rows(target: str = ASSUMED_TARGET) -> list[Row]:
+    """Times of the memory-efficient kernel that others published; no constant was chosen on them."""
+    return [
+        Row(TRAINING, f"memory-efficient kernel elsewhere: {m['what']}", f"N {m['seq']}, E {m['head_dim']}", "ms", m["ms"],
+            memory_efficient_ms(m, target), "predicted", m["source"])
+        for m in PUBLISHED["memory_efficient_ms"]
+    ]  # fmt: skip
 
 
 def unpredicted_rows() -> list[Row]:
@@ -310,10 +338,17 @@ def assumptions(target: str = ASSUMED_TARGET) -> tuple[str, ...]:
         *(f"Triton kernel, assumed: {name} {value:g}, {why}" for name, (value, why) in TRITON_CONSTANTS.items()),
         f"Triton kernel, assumed: {HOST_S * 1e6:.0f} us of host work a call; the longer of host and GPU counts",
         f"Triton kernel: a warp has rows of its own, {TRITON_TILES.block_m // TRITON_WARPS} forward and"
-        f" {TRITON_TILES.block_m // TRITON_BACKWARD_WARPS} backward, and reads the other operand from shared memory for itself",
+        f" {TRITON_BACKWARD_TILES.block_m // TRITON_BACKWARD_WARPS} backward, and reads the other operand from shared memory"
+        " for itself",
         "Triton kernel: the forward pass multiplies factors in TF32, half the rate of fp16, counted as twice the padded rank",
         "backward: library cascades on the same families with the same constants, none fitted on a backward pass; a score-sized"
         " result that becomes an operand costs what it costs forward, twice (weights and their slopes) instead of once",
+        f"SDPA's backward kernel, from its code: 3 blocks to an SM instead of {SDPA_TILES.blocks_per_sm}; the latency fitted"
+        f" forward is shared out over its {products(plain(1024), found.family)} products and counts for each of the"
+        f" {products(gradients('backward', 1024), found.family)} backward; beside them {'; '.join(SDPA_TRIPS)}:"
+        f" {sdpa_family(target).constant('tile_cycles'):.0f} cycles a tile",
+        f"Triton's backward kernel, from its code: {len(TRITON_LOADS)} exposed loads a tile, and a fence before each scalar"
+        f" addition of a thread, of a trip of {TRIP_CYCLES:.0f} cycles each, assumed",
         f"forward and backward: the longer of GPU and host; a step of the backward pass takes the host {STEP_MS * 1e3:.0f} us,"
         " read off the eager implementation at N = 256, a row that is not predicted; steps counted: nodes of the autograd graph"
         " (11, 21 and 11 in the order of the tables) and 15 framework calls in the Triton kernel's Python node; at N = 4096 the"

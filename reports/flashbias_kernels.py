@@ -3,7 +3,7 @@
 What the benchmark runs is read off its code: fp16, 2 sequences, 4 heads, dimension 32, a bias of its own for every sequence and
 head, its gradient asked for, and L2 cleared before every call (triton.testing.do_bench). Two constants of the baseline,
 PyTorch's SDPA with an additive mask, are fitted on that baseline's own forward times at N = 4096 and 16384; they hold for its
-backward pass too. Nothing else is fitted.
+backward pass too (`flashbias_backward`). Nothing else is fitted.
 """
 
 from __future__ import annotations
@@ -41,23 +41,22 @@ FITTED_ON = (4096, 16384)
 SDPA_DENSE_MS = by_length(PUBLISHED["sdpa_dense_ms"])
 
 SDPA_TILES = Tiles(64, 64, blocks_per_sm=4)
-"""PyTorch's memory-efficient kernel on compute capability 8.0: 64 x 64 tiles of 4 warps, 16 warps to an SM, in both passes."""
+"""PyTorch's memory-efficient kernel on compute capability 8.0: 64 x 64 tiles of 4 warps, compiled for 16 warps to an SM."""
 TRITON_TILES = Tiles(128, 128, blocks_per_sm=2)
 """The largest of the kernel's autotuning space; accumulators in registers leave room for two blocks."""
-TRITON_BACKWARD_TILES = Tiles(128, 128, blocks_per_sm=1)
-"""The largest of the backward kernel's space, of 8 warps: one block fills the registers."""
-
-TRITON_WARPS, TRITON_BACKWARD_WARPS = 4, 8
-"""The most that the kernels' tuning space has forward, and all that it has backward."""
+TRITON_WARPS = 4
+"""The most that the kernel's tuning space has forward."""
 
 SDPA_NOTES = (
     "SDPA with a mask, and with operands of 40 and values of 32 columns, runs PyTorch's memory-efficient kernel: one family,"
     " so that what is fitted on the baseline also predicts the concatenated factors"
 )
+TRIP_CYCLES = 300.0
+"""Of a trip to L2 that nothing hides, assumed: some 260 cycles to L2 (A100, Luo et al. 2024, arXiv 2402.13499) and an issue."""
 TRITON_CONSTANTS = {
     "unhidden": (1.0, "num_stages = 1: loads, products and softmax of a block follow each other"),
     "unhidden_memory": (1.0, "num_stages = 1: nothing is prefetched"),
-    "tile_cycles": (1500.0, "five exposed trips of 300 cycles to L2: keys, factors, values, a scale out and in"),
+    "tile_cycles": (5 * TRIP_CYCLES, "five exposed trips of 300 cycles to L2: keys, factors, values, a scale out and in"),
 }
 HOST_S = 1e-4
 """Host time of one forward call of the Triton wrapper: ten framework calls (permute, contiguous, casts, allocations) of 5 us
@@ -167,55 +166,3 @@ def micro_ms(target: str = ASSUMED_TARGET) -> Times:
         return max(HOST_S * 1e3 if what.startswith("Triton") else 0.0, on_gpu[what](n))
 
     return {what: lambda n, what=what: timed(what, n) for what in on_gpu}  # type: ignore[misc]
-
-
-# -- forward and backward ---------------------------------------------------------------------------------------------
-
-STEP_MS: float = (PUBLISHED["eager_256_ms"]["forward and backward"] - PUBLISHED["eager_256_ms"]["forward"]) / (
-    PUBLISHED["backward_steps"]["eager with the matrix"]["nodes"]
-)
-"""Host time of one step of a backward pass: read off the eager implementation at N = 256, where the GPU has next to nothing to
-do. No prediction of that row exists, and no row of SDPA or of factors enters."""
-
-
-def gradients(cascade: str, n: int, columns: int = MICRO["head_dim"], **ranks: int) -> Workload:
-    """The backward pass of the benchmark; `columns` of queries and keys."""
-    sizes = {"b": MICRO["batch"], "h": MICRO["heads"], "m": n, "n": n, "e": columns, "f": MICRO["head_dim"], **ranks}
-    return Workload(f"{cascade} {n}", cascade, sizes, MICRO["dtype"], cache=MICRO["cache"])
-
-
-def backward_on_gpu(target: str = ASSUMED_TARGET) -> Times:
-    """The gradient of the bias included: a matrix as large as the bias, or that of the factors."""
-    sdpa, triton = baseline(target).family, triton_family(TRITON_BACKWARD_WARPS)
-
-    def at(workload: Workload, family: Family, tiles: Tiles, what: str, n: int) -> float:
-        return milliseconds(workload, family, tiles, target) + packing_ms(what, n, target)
-
-    wide = MICRO["head_dim"] + RANK  # concatenated: the factors' gradients are columns of those of queries and keys
-    dense, both, two, matrix = "SDPA with the matrix", "SDPA with factors", "Triton with factors", "Triton with the matrix"
-    return {
-        dense: lambda n: at(gradients("backward_dense_bias", n), sdpa, SDPA_TILES, dense, n),
-        both: lambda n: at(gradients("backward", n, wide), sdpa, SDPA_TILES, both, n),
-        two: lambda n: at(gradients("backward_low_rank", n, r=PADDED_RANK), triton, TRITON_BACKWARD_TILES, two, n),
-        matrix: lambda n: at(gradients("backward_dense_bias", n), triton, TRITON_BACKWARD_TILES, matrix, n),
-    }
-
-
-def host_ms(what: str) -> float:
-    """Host time of one forward and backward pass, which ends in a synchronisation; 0 where its steps are not counted.
-
-    A step is a node of the autograd graph, or for a node written in Python each framework call in it.
-    """
-    steps = PUBLISHED["backward_steps"].get(what, {"nodes": 0, "python": 0})
-    forward = HOST_S * 1e3 if what.startswith("Triton") else 0.0
-    return forward + STEP_MS * (int(steps["nodes"]) + int(steps["python"]))
-
-
-def training_ms(target: str = ASSUMED_TARGET) -> Times:
-    """Predicted times of forward and backward together: the longer of GPU and host."""
-    there, back = forward_on_gpu(target), backward_on_gpu(target)
-
-    def timed(what: str, n: int) -> float:
-        return max(host_ms(what), there[what](n) + back[what](n))
-
-    return {what: lambda n, what=what: timed(what, n) for what in back}  # type: ignore[misc]

@@ -101,7 +101,7 @@ class Case:
     def _spread(self, stage: Stage, wanted: list[str], sides: tuple[int, ...]) -> dict[str, int]:
         inner = stage.ranks - OUTER - {CHUNK}
         chosen = [r for r in wanted if r in inner][: len(sides)]
-        rest = sorted(inner - set(chosen), key=lambda r: -self.sizes[r])
+        rest = sorted(inner - set(chosen), key=lambda r: -(self.rows if r == QUERY and "J" in stage.ranks else self.sizes[r]))
         if stage.unit == "2d":  # a result's rank beside the queries stays in time: its values leave one after another
             rest = [r for r in rest if not (QUERY in chosen and KEY in chosen)]
         chosen += rest[: len(sides) - len(chosen)]

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from einsight.sim.cases import Cases
 from einsight.sim.estimate import build_cases
 from einsight.sim.family import CONSTANTS, Family
-from einsight.sim.gpu import Cases, kernel_time
+from einsight.sim.gpu import kernel_time
 from einsight.sim.hardware import DTYPE_BYTES, Gpu, Quantity
 from einsight.sim.interval import by_resource, limiting
 from einsight.sim.plan import Plan

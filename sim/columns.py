@@ -21,7 +21,7 @@ from einsight.einsum.expression import Expression, Symbol
 from einsight.einsum.ir import Cascade, Einsum, Iterate, Statement, Tensor, rewrite_statement
 from einsight.einsum.resolve import resolve
 from einsight.sim import work
-from einsight.sim.gpu import Cases
+from einsight.sim.cases import Cases
 from einsight.sim.grid import Tiles, grid_of
 from einsight.sim.mask import Mask
 from einsight.sim.schedule import ONE, Array

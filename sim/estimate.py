@@ -12,16 +12,18 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from einsight.sim.cases import Cases
 from einsight.sim.columns import turned
 from einsight.sim.family import Family
-from einsight.sim.gpu import Cases, KernelTime, kernel_time
+from einsight.sim.gpu import KernelTime, kernel_time
 from einsight.sim.grid import Tiles, grid_of
 from einsight.sim.hardware import Gpu
-from einsight.sim.mapping import Mapping, choose_splits, choose_tile, tile_lines
+from einsight.sim.mapping import Mapping, choose_splits, choose_tile, shared_bytes, tile_lines
 from einsight.sim.mask import Mask
 from einsight.sim.plan import Plan, head_dim, key_bytes, mask_operations, row_bytes
 from einsight.sim.schedule import ONE, ZERO, Array, Flags
 from einsight.sim.tiles import touched_keys
+from einsight.sim.units import format_si
 from einsight.sim.work import KEY, QUERY
 
 
@@ -111,6 +113,12 @@ def _tile_choice(
             f"head dimension {int(dims.max())} is beyond {family.name}'s tile table (up to {family.tiles[-1].head_dim}): "
             "its widest row, shrunk until a block fits into shared memory"
         )
+        need = shared_bytes(chosen[0], chosen[1], rows, keys, family.stages).max()
+        if need > gpu.architecture.shared_bytes_per_block.value:
+            notes[-1] += (
+                f". Not even that fits: it needs {format_si(float(need), 'B')}, a block on {gpu.architecture.name} has "
+                f"{gpu.architecture.shared_bytes_per_block.text}. A kernel that walks the features would cost more"
+            )
     return chosen
 
 

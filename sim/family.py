@@ -60,7 +60,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "row_cycles": Constant("cycle", 0.0, 1000.0, "once per block and row of its tile, filled or not (reductions across lanes)"),
     "part_cycles": Constant("cycle", 0.0, 30000.0, "what merging adds to a block of a split run, inside the kernel"),
     "exit_cycles": Constant("cycle", 0.0, 20000.0, "a part of a split run that finds no key of its own inside the window"),
-    "test_per_score": Constant("op", 0.0, 256.0, "to test a tile against a sliding window, where none is left out of the walk"),
+    "test_per_score": Constant("op", 0.0, 256.0, "to test a tile, its keys loaded, against a window, where none is left out"),
     "tile_cycles": Constant("cycle", 0.0, 5000.0, "latency of a tile that nothing hides (barriers, pipeline refill)"),
     "regroup_s": Constant("s", 0.0, 1.5e-5, "copies that bring the packed query heads of several sequences into order"),
     "kv_copy": Constant("", 0.0, 4.0, "times that a framework's own kernels move the new keys and values (cache writer)"),
@@ -300,10 +300,15 @@ def _distance(
     how much a block keeps in flight; other framework; steps of compute capability."""
     instructions, shared = _chip(fit.architecture)
     apart = 0 if fit.architecture == arch.name else 1 if instructions == arch.instructions else 2
-    steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - float(arch.compute_capability)) if apart else 0.0
+    steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - _capability(arch.compute_capability)) if apart else 0.0
     kin = abs(log2(shared / arch.shared_bytes)) if apart == 2 and shared else 0.0
     foreign = int(bool(framework) and fit.framework != framework)
     return 2 * (fit.phase != phase), apart, int(fit.dtypes != dtypes), kin, foreign, steps
+
+
+def _capability(text: str) -> float:
+    """A compute capability as a number; 0 for an architecture that has none, which is then equally far from all that do."""
+    return float(text) if text.replace(".", "", 1).isdigit() else 0.0
 
 
 def _same_rate(values: Mapping[str, float], fitted_on: Gpu, dtype: str, flops_per_cycle: float) -> dict[str, float]:

@@ -14,11 +14,12 @@ import numpy as np
 
 from einsight.einsum import library
 from einsight.einsum.compose import compose
+from einsight.sim.cases import Cases
 from einsight.sim.family import Family, load_family
 from einsight.sim.gna_bounds import block_sparsity
 from einsight.sim.gna_kernel import GnaKernel
 from einsight.sim.gna_tiles import GnaTiles, Shape, count_tiles, padded_shape
-from einsight.sim.gpu import Cases, kernel_time
+from einsight.sim.gpu import kernel_time
 from einsight.sim.grid import Tiles
 from einsight.sim.hardware import DTYPE_BYTES, Architecture, Gpu
 from einsight.sim.mapping import occupancy, shared_bytes

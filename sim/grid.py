@@ -37,6 +37,10 @@ class Tiles:
     exact: bool = True
 
 
+_NONE: Array = np.zeros(())
+NO_TILES = Tiles(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE, _NONE)
+
+
 def grid_of(mask: Mask, m: Array, n: Array, block_m: Array, block_n: Array, pack: Array) -> Tiles:
     """Tiles of each case. `pack`: query heads that share a tile's rows (1 when they do not)."""
     sizes = np.broadcast_arrays(m, n, block_m, block_n, pack)
@@ -61,7 +65,7 @@ def _each(mask: Mask, cases: Ints) -> Tiles:
         exact &= h.exact
         most, least = (0, int(np.flatnonzero(live)[-1])) if live.any() else (0, 0)
         rows.append((
-            h.blocks[live].sum(), h.total @ h.blocks, h.masked @ h.blocks,
+            h.blocks[live].sum(), h.total @ h.blocks.astype(float), h.masked @ h.blocks.astype(float),
             h.total[most], h.masked[most], h.total[least], h.masked[least],
         ))  # fmt: skip
     a, b, c, d, e, f, g = np.array(rows, dtype=np.float64).T

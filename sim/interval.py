@@ -43,7 +43,7 @@ def limiting(found: Estimate) -> NDArray[np.str_]:
 def shortest(miss: Array) -> tuple[float, float]:
     """(below, above) of the shortest interval that holds `COVERED` of the rows; `miss` is log(measured / predicted)."""
     ordered = np.sort(miss)
-    held = int(np.ceil(COVERED * len(ordered)))
+    held = min(int(np.ceil(COVERED * (len(ordered) + 1))), len(ordered))  # one more: the row that is yet to come
     first = int(np.argmin(ordered[held - 1 :] - ordered[: len(ordered) - held + 1]))
     low, high = ordered[first], ordered[first + held - 1]
     return float(np.expm1(max(-low, 0.0))), float(np.expm1(max(high, 0.0)))

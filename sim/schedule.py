@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ Flags = NDArray[np.bool_]
 SCHEDULES = ("static", "persistent")
 ONE: Array = np.ones(())
 ZERO: Array = np.zeros(())
+STATIC: Flags = np.zeros((), dtype=np.bool_)
 """Starting points of products and sums over cases; never written to."""
 
 
@@ -36,7 +38,7 @@ class Blocks:
 
 
 def makespan(
-    n: Array, blocks: Callable[[Array], Blocks], sms: float, most: Array, persistent: Flags
+    n: Array, blocks: Callable[[Array], Blocks], sms: float, most: Array, persistent: Flags, ramp: Array
 ) -> Array:
     """Cycles until the last of `n` blocks ends on `sms` SMs that hold up to `most` of them at a time.
 
@@ -45,7 +47,8 @@ def makespan(
     SM, `most` at a time. Of unequal ones, only the common part of their lengths is quantised: longest first (persistent)
     ends on the shortest blocks; in launch order (static) the common part is that of a ramp with the same mean, and a long
     block that starts late ends `RAGGED` of the difference after the rest, half of its way beside one neighbour and half
-    alone (`simulate_shared`). Never below work / SMs nor below the longest block alone, and never slower with more SMs.
+    alone (`simulate_shared`). None starts late where all find a place at once (`_resident`); `ramp`: blocks from one
+    shortest to the next. Never below work / SMs nor below the longest block alone, and never slower with more SMs.
     """
     places = np.ceil(n / sms)
     whole = np.floor(places / most)
@@ -58,9 +61,30 @@ def makespan(
     spread = common + (average.work - n * _common(n, average, persistent)) / (sms * shared_by)
     pair = blocks(np.minimum(most, 2.0))
     late = RAGGED * 0.5 * sum((end.longest - _common(n, end, persistent) for end in (single, pair)), ZERO)
-    spread = spread + np.where(persistent | (n <= sms), 0.0, late)
-    slowest: Array = np.where((n <= sms) & ~persistent, 0.0, spread)
-    return np.maximum(slowest, np.where(n > 0, single.longest, 0.0))
+    at_once = ~persistent & (places <= most)
+    spread = spread + np.where(persistent | at_once, 0.0, late)
+    least = np.where(n > 0, single.longest, 0.0)
+    if np.any(at_once & (places > 1) & (single.longest > single.shortest)):
+        deepest = int(np.max(np.where(at_once, places, 1.0)))
+        least = np.maximum(least, np.where(at_once & (places > 1), _resident(n, blocks, sms, ramp, deepest), 0.0))
+    alone: Array = np.where((n <= sms) & ~persistent, 0.0, spread)
+    return np.maximum(alone, least)
+
+
+def _resident(n: Array, blocks: Callable[[Array], Blocks], sms: float, ramp: Array, deepest: int) -> Array:
+    """Cycles until the longest of blocks that all find a place at once ends: block i is on SM i mod `sms`, and lengths rise
+    from the shortest to the longest within `ramp` blocks, head after head.
+
+    The longest block runs beside its j-th neighbour for as long as that one lasts. A last ramp that begins after the
+    neighbour tells how long exactly; where several ramps pass, SMs pair any two places of theirs, and the worst pair is
+    3 / (j + 3) of the rise long (3/4, the mean of the longer of two neighbours over all offsets; the next ones shorter).
+    """
+    steps = [blocks(np.minimum(float(k), np.maximum(np.ceil(n / sms), 1.0))) for k in range(1, deepest + 1)]
+    rises = [b.longest - _common(n, b, STATIC) for b in steps]
+    end = _common(n, steps[-1], STATIC) + rises[0]
+    for j, (fewer, more) in enumerate(pairwise(rises), start=1):
+        end = end + np.clip((n - j * sms) / ramp, 0.0, 3.0 / (j + 3.0)) * (more - fewer)
+    return end
 
 
 def _common(n: Array, blocks: Blocks, persistent: Flags) -> Array:

@@ -284,10 +284,11 @@ def _split_matrix(live: Flags, full: Flags, splits: int) -> tuple[Ints, Ints]:
 
 def _merge(total: Ints, masked: Ints, weight: Ints, exact: bool) -> TileHistogram:
     """Equal blocks merged; `total` and `masked` of shape (splits, blocks), `weight` of shape (blocks,)."""
-    width = int(total.max(initial=0)) + 1
-    code, inverse = np.unique((total * width + masked).ravel(), return_inverse=True)
+    counts, rank = np.unique(masked.ravel(), return_inverse=True)  # ranks, since tiles times tiles can pass 2^63
+    totals, order = np.unique(total.ravel(), return_inverse=True)
+    code, inverse = np.unique(order * len(counts) + rank, return_inverse=True)
     blocks = np.bincount(inverse, weights=np.broadcast_to(weight, total.shape).ravel()).astype(np.int64)
-    return TileHistogram(code[::-1] // width, code[::-1] % width, blocks[::-1], exact)
+    return TileHistogram(totals[code[::-1] // len(counts)], counts[code[::-1] % len(counts)], blocks[::-1], exact)
 
 
 def _strata(number: int, most: int) -> tuple[Ints, Ints]:

@@ -122,7 +122,8 @@ ONCE = Reuse()
 @dataclass(frozen=True, slots=True, eq=False)
 class Sweep:
     """One traversal of the keys: what a tile computes, which tensors it streams in, which it writes, and to which it adds
-    in memory because other blocks add to the same elements."""
+    in memory because other blocks add to the same elements. `scored`: streamed tensors that results with an element per
+    query and key are made of (K; a bias)."""
 
     einsums: tuple[str, ...]
     share: Share
@@ -130,6 +131,7 @@ class Sweep:
     writes: tuple[Tensor, ...] = ()
     sums: tuple[Tensor, ...] = ()
     reuse: Reuse = ONCE
+    scored: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -272,4 +274,9 @@ def _sweep(cascade: Cascade, swept: tuple[Einsum, ...], of: Mapping[str, int], s
     inside = {e.name for e in swept}
     streams = dict.fromkeys(a.tensor for e in ordered for a in e.reads if a.tensor not in inside)
     tensors = tuple(t for t in (tensor_of(cascade, n) for n in streams) if _has(cascade, t, KEY))
-    return Sweep(tuple(e.name for e in ordered), Share(_counts_of(cascade, {e.name for e in ordered})), tensors)
+    scoring = [e for e in ordered if _per_key(cascade, e) and e.output_variables & cascade.family(QUERY)]
+    read = {a.tensor for e in scoring for a in e.reads}
+    return Sweep(
+        tuple(e.name for e in ordered), Share(_counts_of(cascade, {e.name for e in ordered})), tensors,
+        scored=tuple(t for t in tensors if t.name in read),
+    )  # fmt: skip

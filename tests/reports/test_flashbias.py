@@ -9,7 +9,9 @@ import json
 import pytest
 
 from einsight.cli import main
-from einsight.reports import flashbias, flashbias_kernels
+from einsight.reports import flashbias, flashbias_backward, flashbias_kernels
+from einsight.sim.family import load_family
+from einsight.sim.tile_cost import LOAD_CYCLES
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +65,67 @@ def test_forward_and_backward_has_a_prediction_and_the_right_sign_at_every_lengt
         assert (row.predicted > 1.0) == (row.published > 1.0) == (n >= 8192), row
 
 
-def test_one_kernel_s_passes_and_forms_are_in_proportion(rows: list[flashbias.Row]) -> None:
+def test_one_kernel_s_forms_are_in_proportion(rows: list[flashbias.Row]) -> None:
     """Where both sides run one library's kernel and the GPU binds, forward and backward together are within a fifth."""
     found = training(rows, "SDPA with factors over SDPA with the matrix"), training(rows, "Triton: factors over the matrix")
     for n in (8192, 16384):
         for one in found:
             assert one[n].ratio == pytest.approx(1.0, abs=0.2), one[n]
-    (check,) = training(rows, "memory-efficient kernel: backward over forward").values()
-    assert check.ratio == pytest.approx(1.0, abs=0.25)  # of another GPU: what a tile's latency is in either pass is not fitted
+
+
+@pytest.mark.parametrize("what", ["SDPA with the matrix", "SDPA with factors"])
+def test_the_memory_efficient_kernel_s_passes_are_in_proportion(rows: list[flashbias.Row], what: str) -> None:
+    """Backward over forward where the GPU binds: fitted on forward times alone."""
+    found = training(rows, f"{what}: backward over forward")
+    assert sorted(found) == [8192, 16384]
+    for check in found.values():
+        assert check.ratio == pytest.approx(1.0, abs=0.1), check
+
+
+def test_the_memory_efficient_kernel_elsewhere(rows: list[flashbias.Row]) -> None:
+    """Backward passes that others measured, nothing chosen on them; two forward passes without a matrix are known misses."""
+    found = {(r.what.split(": ")[1], r.size): r for r in rows if "elsewhere" in r.what}
+    assert len(found) == 4
+    for at in (("backward", "N 4096, E 64"), ("backward with the matrix", "N 16384, E 40")):
+        assert found[at].ratio == pytest.approx(1.0, abs=0.1), found[at]
+    assert found["forward", "N 16384, E 40"].ratio == pytest.approx(1.18, abs=0.02)
+    assert found["forward", "N 1024, E 32"].ratio == pytest.approx(2.48, abs=0.05)
+
+
+def test_the_triton_kernel_s_backward_pass_is_too_fast_by_a_known_amount(rows: list[flashbias.Row]) -> None:
+    """The gap that docs/bias.md states, to two hundredths: what a fence and a barrier cost beyond a trip is not known."""
+    speedup = training(rows, "Triton with factors over SDPA with the matrix")
+    assert [speedup[n].ratio for n in (4096, 8192, 16384)] == pytest.approx([1.36, 1.26, 1.18], abs=0.02)
+    for what, expected in (("factors", [0.75, 0.88]), ("the matrix", [0.73, 0.81])):
+        found = training(rows, f"Triton with {what}: backward over forward")
+        assert [found[n].ratio for n in (8192, 16384)] == pytest.approx(expected, abs=0.02)
+
+
+def test_backward_latency_is_the_forward_s_once_per_product() -> None:
+    forward, backward = flashbias_kernels.baseline(), flashbias_backward.sdpa_family()
+    waits = 2 * LOAD_CYCLES + 2 * flashbias_kernels.TRIP_CYCLES
+    assert backward.constant("tile_cycles") == pytest.approx(5 / 2 * forward.constants["tile_cycles"] + waits)
+    assert backward.constants["tile_cycles"].kind == "assumed"
+    others = {name: c.value for name, c in backward.constants.items() if name != "tile_cycles"}
+    assert others == {name: c.value for name, c in forward.family.constants.items() if name != "tile_cycles"}
+
+
+@pytest.mark.parametrize(("cascade", "number"), [("one_pass", 2), ("backward", 5), ("backward_low_rank", 8)])
+def test_products_of_a_tile_are_counted_from_the_cascade(cascade: str, number: int) -> None:
+    extra = {"r": 16} if "rank" in cascade else {}
+    workload = flashbias_backward.gradients(cascade, 1024, **extra)
+    assert flashbias_backward.products(workload, load_family("flash2")) == number
+
+
+def test_additions_of_a_thread_are_the_tile_s_elements() -> None:
+    """128 x 32 and 128 x (32 + 16) elements on 256 threads."""
+    assert (flashbias_backward.additions(32), flashbias_backward.additions(48)) == (16, 24)
+    plain, wide = (flashbias_backward.triton_backward(c).constant("tile_cycles") for c in (32, 48))
+    assert wide - plain == pytest.approx(8 * flashbias_kernels.TRIP_CYCLES)
 
 
 def test_a_step_of_the_backward_pass_is_read_off_a_row_that_no_prediction_is_compared_with(rows: list[flashbias.Row]) -> None:
-    assert abs(flashbias_kernels.STEP_MS - (4.532 - 0.133) / 36) < 1e-12
+    assert abs(flashbias_backward.STEP_MS - (4.532 - 0.133) / 36) < 1e-12
     assert not [r for r in rows if r.what.startswith("eager")]
     assert not [r for r in rows if "over eager" in r.what and r.table == flashbias.TRAINING]
 

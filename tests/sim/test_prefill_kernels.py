@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from einsight.sim.calibration import Sample, constants_for
+from einsight.sim.cases import Cases
 from einsight.sim.estimate import build_cases, estimate
 from einsight.sim.family import Family, load_family
-from einsight.sim.gpu import Cases
 from einsight.sim.hardware import load_gpu
 from einsight.sim.kernel_names import acting_phases, chunks, reads_fresh
 from einsight.sim.mapping import Mapping
@@ -65,6 +65,23 @@ def test_merging_costs_by_rows_so_that_the_longer_sequence_without_parts_is_fast
     split, whole = (times(rows(8, seq, head_dim=64, cache="fp8_e4m3"), L40S, family)[0] for seq in (256, 512))
     assert split == pytest.approx(67e-6, rel=0.25)
     assert whole == pytest.approx(31e-6, rel=0.25)
+
+
+def test_keys_of_a_tile_that_fails_the_window_test_are_loaded_all_the_same() -> None:
+    """64 rows by 128 keys: of 32 x 33 causal tiles of a head, a window of 128 keys leaves two or three per block of rows."""
+    walks = plain("triton_extend")
+    skips = replace(walks, window_skips=True)
+    for cache, width in (("bf16", 2), ("fp8_e4m3", 1)):
+        of = rows(seq=4096, heads=8, kv_heads=8, head_dim=64, window=128, cache=cache)
+        (plan, mask, _), = groups(of)  # fmt: skip
+        made = cases(walks, of)
+        assert made.visited is not None and (made.block_m[0], made.block_n[0]) == (64, 128)
+        assert made.visited.total[0] == 32 * 33
+        passed = float(made.visited.total[0] - made.tiles.total[0])
+        assert 32 * 33 - 3 * 64 <= passed <= 32 * 33 - 64
+        near = [estimate(plan, mask, sizes_of(of), True, L40S, f).bounds_s["L2"][0] for f in (walks, skips)]
+        rate = L40S.architecture.l2_bytes_per_cycle.value * L40S.sms.value * L40S.boost_hz.value
+        assert (near[0] - near[1]) * rate == pytest.approx(8 * passed * 128 * 64 * width)
 
 
 def test_narrow_keys_are_widened_by_every_warp_that_reads_them() -> None:
