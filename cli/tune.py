@@ -85,32 +85,32 @@ def run(
     Example: einsight tune --replay convolution_a100.json.gz --trials 64 --seeds 50
     Example: einsight tune attention --heads 32 --kv-heads 8 --seq 8192 --causal --target h100-sxm --predict-only
     """
-    shape = options.Shape(
-        None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias,
-        cache or (None if workload or replay or shapes else "warm"),
-    )  # fmt: skip
+    shape = options.Shape(None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias, cache)
+    others = {"--explain": explain, "--workload": workload, "--predict-only": predict_only, "--target": target}
+    _alone(replay, shapes, shape, others)
     from einsight.cli import tune_predict
 
     out, asked = tune_predict.output(kernel, export, export_as), tune_predict.asked(kernel, shape, workload)
     if asked is not None and shapes is None and (explain is not None or predict_only):  # no search: needs no optuna
         return tune_predict.dispatch(asked, target, explain, out, as_json)
-    if replay is not None:
-        others = {"--explain": explain, "--predict-only": predict_only, "--shapes": shapes, "--workload": workload}
-        _alone(f"--replay {replay}", shape, others | {"--target": target})
-    elif shapes is not None:
-        _alone(f"--shapes {shapes}", shape, {"--explain": explain, "--workload": workload})
     tune_kernel, tune_replay, tune_search = _with_optuna("tune_kernel", "tune_replay", "tune_search")
     most, several = whole(trials, "--trials"), whole(ahead, "--ahead")
     live = tune_search.Live(most, seed, sampler, prior, record, storage, several, not no_stop, out, key or "")
     with _plain_warnings():
-        if replay is None:
-            tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
-        else:
+        if replay is not None:
             tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
+        else:
+            tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
 
 
-def _alone(file: str, shape: options.Shape, others: Mapping[str, object]) -> None:
+def _alone(replay: Path | None, shapes: Path | None, shape: options.Shape, others: Mapping[str, object]) -> None:
     """A file says what is computed: options that say it as well would be passed over in silence."""
+    if replay is not None:
+        file, others = f"--replay {replay}", {**others, "--shapes": shapes}
+    elif shapes is not None:
+        file, others = f"--shapes {shapes}", {name: others[name] for name in ("--explain", "--workload")}
+    else:
+        return
     given = [name for name, value in others.items() if value] + list(shape.given(*options.NOT_BESIDE_FILES))
     if given:
         raise CommandError(given[0], f"{given[0]} beside {file}", "either of them")

@@ -157,6 +157,7 @@ def test_options_of_the_page_exist(einsight: Einsight, monkeypatch: pytest.Monke
         (("--replay", "SPACE", "--record", "r.journal"), "is the study's journal as well"),
         (("--replay", "SPACE", "--target", "h100-sxm"), "--target beside --replay"),
         (("--replay", "SPACE", "--shapes", "s.yaml"), "--shapes beside --replay"),
+        (("attention", "--replay", "SPACE", "--explain", "BLOCK_M=1"), "--explain beside --replay"),
         (("--replay", "SPACE", "--seq", "4096"), "--seq beside --replay"),
         (("attention", "--shapes", "s.yaml", *SHAPE, "--predict-only"), "--heads beside --shapes s.yaml"),
         (("attention", "--shapes", "s.yaml", "--explain", "BLOCK_M=1"), "--explain beside --shapes s.yaml"),
