@@ -1,7 +1,8 @@
 """The tuner on the CUDA GPU at hand, at most 16 measurements per shape, judged by the exhaustive sweep of the same shapes.
 
     PYTHONPATH=.src python3 benchmarks/gpu_sweep.py           (first, about 8 minutes: every valid configuration)
-    PYTHONPATH=.src python3 benchmarks/gpu_tune.py            (within 9 minutes; needs torch, triton, numpy, scipy, pyyaml)
+    PYTHONPATH=.src python3 benchmarks/gpu_tune.py            (within 9 minutes; needs torch, triton, numpy, scipy,
+                                                               pyyaml, threadpoolctl)
     PYTHONPATH=.src python3 benchmarks/gpu_tune.py --dry-run  (no GPU: what would be measured first)
 
 Shapes: those of the sweep. Bars: what the tuner chose is within 2 % of the sweep's best, by the sweep's own times; and the
@@ -39,11 +40,10 @@ from einsight.tuner.measure import NoGpuError, environment
 from einsight.tuner.pool import Floats, Pool, spread_order
 from einsight.tuner.problem import Problem, problem_of
 from einsight.tuner.record import Environment, Measurement, Status, read
-from einsight.tuner.store import Store, ranked
+from einsight.tuner.store import Store, finalists, ranked
 
 RECORDS = Path(__file__).parents[1] / "reports" / "records"
 TRIALS, WITHIN, TOP, TOP_WITHIN = 16, 0.02, 8, 0.03
-FINALISTS, FINALISTS_WITHIN = 4, 0.03  # raced in turns, as `einsight tune` does
 
 
 @dataclass(slots=True)
@@ -103,10 +103,9 @@ def tell(pool: Pool, row: int, measured: Measurement) -> None:
 
 def chosen(device: WorkerDevice, found: Sequence[Measurement]) -> Measurement | None:
     """The fastest; where several are close, the fastest of a race in turns."""
-    order = ranked(found)
-    near = [m for m in order if m.time_s <= order[0].time_s * (1 + FINALISTS_WITHIN)][:FINALISTS]
-    rows = [row for m in near if (row := device.space.row(m.configuration)) is not None]
-    return next(iter(ranked(device.race(rows)) if len(rows) > 1 else order), None)
+    rows = [row for m in finalists(found) if (row := device.space.row(m.configuration)) is not None]
+    raced = ranked(device.race(rows)) if rows else []
+    return next(iter(raced or ranked(found)), None)
 
 
 def swept(measurements: Sequence[Measurement], case: Case) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,7 @@ Replay = Annotated[Path | None, typer.Option(metavar="FILE", help="A recorded sp
 Key = Annotated[str | None, typer.Option(metavar="KEY", help="With --replay: which workload of a record.")]
 Trials = Annotated[str, typer.Option(metavar="N", help="Measurements at most.")]
 Seeds = Annotated[str | None, typer.Option(metavar="N", help="With --replay: independent runs; default 10.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of one search.")]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Of one search.")]
 Prior = Annotated[str | None, typer.Option(metavar="none|simulator|noisy:RHO|FILE", help="What is believed beforehand.")]
 Sampler = Annotated[str, typer.Option(metavar="pool|tpe|random|gp|...", help="pool is ours.")]
 Against = Annotated[str | None, typer.Option(metavar="tpe,random,...", help="With --replay: methods beside; default tpe.")]
@@ -85,10 +85,9 @@ def run(
     Example: einsight tune --replay convolution_a100.json.gz --trials 64 --seeds 50
     Example: einsight tune attention --heads 32 --kv-heads 8 --seq 8192 --causal --target h100-sxm --predict-only
     """
-    shape = options.Shape(
-        None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias,
-        cache or (None if workload else "warm"),
-    )  # fmt: skip
+    shape = options.Shape(None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias, cache)
+    others = {"--explain": explain, "--workload": workload, "--predict-only": predict_only, "--target": target}
+    _alone(replay, shapes, shape, others)
     from einsight.cli import tune_predict
 
     out, asked = tune_predict.output(kernel, export, export_as), tune_predict.asked(kernel, shape, workload)
@@ -98,10 +97,23 @@ def run(
     most, several = whole(trials, "--trials"), whole(ahead, "--ahead")
     live = tune_search.Live(most, seed, sampler, prior, record, storage, several, not no_stop, out, key or "")
     with _plain_warnings():
-        if replay is None:
-            tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
-        else:
+        if replay is not None:
             tune_replay.dispatch(replay, kernel, live, seeds, against, plot, as_json)
+        else:
+            tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
+
+
+def _alone(replay: Path | None, shapes: Path | None, shape: options.Shape, others: Mapping[str, object]) -> None:
+    """A file says what is computed: options that say it as well would be passed over in silence."""
+    if replay is not None:
+        file, others = f"--replay {replay}", {**others, "--shapes": shapes}
+    elif shapes is not None:
+        file, others = f"--shapes {shapes}", {name: others[name] for name in ("--explain", "--workload")}
+    else:
+        return
+    given = [name for name, value in others.items() if value] + list(shape.given(*options.NOT_BESIDE_FILES))
+    if given:
+        raise CommandError(given[0], f"{given[0]} beside {file}", "either of them")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from einsight.tuner import prior as priors
 from einsight.tuner.export import write_lookup
 from einsight.tuner.measure import NoGpuError, environment
 from einsight.tuner.portfolio import Portfolio, portfolio
-from einsight.tuner.problem import problem_of
+from einsight.tuner.problem import Problem, problem_of
 from einsight.tuner.record import Environment, Measurement, Status
 from einsight.tuner.store import Store
 from einsight.tuner.tune import INTERRUPTED as ENDED_BY_USER
@@ -40,6 +41,8 @@ def dispatch(
     """A search on the GPU at hand, for one workload or for those of a file."""
     if asked is None:
         raise CommandError("tune", "no kernel", "a kernel such as `attention`, or --replay FILE")
+    if target is not None and not predict_only:
+        raise CommandError("--target", f"{target} for a search", "--predict-only beside it: a search measures the GPU at hand")
     if file is not None:
         return shapes(asked.kernel, file, target, keep, predict_only, live, as_json)
     return measured(asked.kernel, asked.workload, live, as_json)
@@ -63,16 +66,26 @@ def gpu_here() -> Environment:
 
 def _search(kernel: str, workload: Workload, live: Live, here: Environment) -> Tuned:
     problem = problem_of(catalogued(kernel), workload, here.capability)
-    target = find_device(here.device)
-    hardware = load_hardware(target) if target else None
-    prior = None
-    if live.prior in (None, "simulator") and isinstance(hardware, Gpu):
-        prior = priors.simulated(problem, hardware)
-    elif live.prior not in (None, "none", "simulator"):
-        raise CommandError("--prior", str(live.prior), "none or simulator on a GPU")
+    prior = _believed(problem, live, here)
     with devices.device(problem, here) as device:
         title = f"{kernel} {workload.name}"
         return search(device.space, device, device.subject, prior, live, title, workload.key)
+
+
+def _believed(problem: Problem, live: Live, here: Environment) -> priors.Floats | None:
+    """The simulator's times; none where that is asked for, or where no profile knows the GPU, which is told."""
+    if live.prior not in (None, "none", "simulator"):
+        raise CommandError("--prior", live.prior, "none or simulator on a GPU")
+    if live.prior == "none":
+        return None
+    target = find_device(here.device)
+    hardware = load_hardware(target) if target else None
+    if isinstance(hardware, Gpu):
+        return priors.simulated(problem, hardware)
+    if live.prior == "simulator":
+        raise CommandError("--prior", f"simulator on {here.device}", "a GPU that a profile lists (`einsight hardware`)")
+    warnings.warn(f"no profile lists {here.device}: the search begins without the simulator", stacklevel=2)
+    return None
 
 
 def _measured_on_all(kernel: str, workloads: Sequence[Workload], live: Live, here: Environment) -> list[dict[Config, float]]:

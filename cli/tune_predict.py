@@ -42,7 +42,8 @@ class Asked:
     @property
     def workload(self) -> Workload:
         if self.file is None:
-            return replace(self.shape, cascade=catalogued(self.kernel).cascade).workload()
+            cache = self.shape.cache or "warm"  # what repeated measurements see
+            return replace(self.shape, cascade=catalogued(self.kernel).cascade, cache=cache).workload()
         if given := self.shape.given(*NOT_BESIDE_FILES):
             raise CommandError(given[0], f"{given[0]} beside {self.file}", "either a file or the explicit options")
         found = load_workloads(self.file)

@@ -71,6 +71,8 @@ def dispatch(
 
 def run(asked: Asked, as_json: bool) -> None:
     recorded = records.load(asked.file, asked.key)
+    if not np.isfinite(recorded.times_s).any():
+        raise CommandError("--replay", f"{asked.file}, in which every configuration failed", "a space with times")
     trials = min(asked.trials, len(recorded.space))
     prior = prior_for(asked.prior, recorded)
     ours = _replay(recorded, asked.sampler, trials, asked.seeds, prior)

@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 
 from einsight.cli import INTERRUPTED
 from einsight.cli.output import print_json, print_lines, print_table
+from einsight.cli.parsing import CommandError
 from einsight.cli.tune_predict import Output
 from einsight.sim.units import format_time
 from einsight.tuner import recorded as records
@@ -23,7 +24,7 @@ from einsight.tuner.prior import Floats
 from einsight.tuner.record import Measurement, Status
 from einsight.tuner.search import Search, open_study, sampler
 from einsight.tuner.space import Space
-from einsight.tuner.store import Store, Subject, ranked
+from einsight.tuner.store import Store, Subject
 from einsight.tuner.tune import INTERRUPTED as ENDED_BY_USER
 from einsight.tuner.tune import Device, Progress, Tuned, noise, tune
 
@@ -66,7 +67,10 @@ def search(
     space: Space, device: Device, subject: Subject, prior: Floats | None, live: Live, title: str, key: str = ""
 ) -> Tuned:
     """Runs it with a progress bar on stderr. The study beside a record is a journal file, unless --storage names one."""
-    storage = live.storage or (str(live.record.with_suffix(".journal")) if live.record else None)
+    storage = live.storage or (str(live.record.with_suffix(".journal")) if live.record and live.record.name else None)
+    if live.record is not None and (live.record.is_dir() or storage == str(live.record)):
+        what = "is a folder" if live.record.is_dir() else "is the study's journal as well"
+        raise CommandError("--record", f"{live.record}, which {what}", "a file of its own, such as tuned.jsonl")
     name = f"{subject.kernel} {subject.device} {subject.source_hash} {key or 'recorded'} {space.identity}"
     study = open_study(name, storage, sampler(live.sampler, space, prior, live.seed))
     store = Store(subject, live.record)
@@ -94,7 +98,7 @@ def _bar(title: str, total: int) -> Iterator[Callable[[Progress], None]]:
 def finish(outcome: Tuned, live: Live, as_json: bool) -> None:
     """Print, export; exit code 130 after Ctrl-C, 1 where no configuration works."""
     if live.output is not None and outcome.best is not None:
-        export(outcome.measured, live.output.kind, live.output.file)
+        export(outcome.measured, live.output.kind, live.output.file, outcome.ranking)
     if as_json:
         print_json(as_document(outcome))
     else:
@@ -123,19 +127,20 @@ def print_outcome(outcome: Tuned, live: Live) -> None:
                  f"ended: {outcome.why}"])  # fmt: skip
     if outcome.best is None:
         return print_lines(["no configuration works", *(f"  {m.configuration}: {m.reason}" for m in outcome.measured[:SHOWN])])
-    order = ranked(outcome.raced or outcome.measured)
+    order = outcome.order
     tied = outcome.tied if len(outcome.tied) > 1 else []
     rows = [
         (_text(m), format_time(m.time_s), f"{100 * (m.time_s / order[0].time_s - 1):.1f} %", "tied" if m in tied else "")
         for m in order[:SHOWN]
     ]
-    heading = "Finalists, measured in turns" if outcome.raced else "Fastest"
+    raced = any(m.status is Status.OK for m in outcome.raced)
+    heading = "Finalists, measured in turns" if raced else "Fastest"
     columns = ("configuration", "time", "behind", "")
     print_table(f"{heading} (noise {100 * noise(order):.1f} %)", columns, rows, right=columns[1:3], wrap=columns[:1])
     if outcome.study_best is not None and outcome.study_best[1] < order[0].time_s:
         told = ", ".join(f"{name}={value}" for name, value in outcome.study_best[0].items())
         print_lines([f"faster, by another worker of the study: {told} at {format_time(outcome.study_best[1])}"])
-    failures = [m for m in outcome.measured if m.status is not Status.OK]
+    failures = [m for m in (*outcome.measured, *outcome.raced) if m.status is not Status.OK]
     print_lines(f"  {m.status.value}: {_text(m)}: {m.reason}" for m in failures[:SHOWN])
     if live.output is not None:
         print_lines([f"written: {live.output.file} ({live.output.kind})"])

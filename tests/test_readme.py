@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from einsight.cli import main
+from einsight.sim.hardware import names
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -49,9 +50,13 @@ def refreshed(block: str) -> str:
 
 
 @pytest.mark.parametrize(("place", "text"), blocks("python"), ids=lambda v: v if "\n" not in v else "")
-def test_python_block_runs(place: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_block_prints_what_it_asks_for(
+    place: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
     exec(compile(text, place, "exec"), {"__name__": "__main__"})
+    shown = re.findall(r"^target +(\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert shown and shown == [name for name in re.findall(r'"([\w-]+)"', text) if name in names()]
 
 
 @pytest.mark.parametrize(("place", "text"), blocks("console"), ids=lambda v: v if "\n" not in v else "")

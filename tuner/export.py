@@ -20,9 +20,14 @@ class ExportError(ValueError):
     """What was measured cannot be written as asked."""
 
 
-def export(measurements: Sequence[Measurement], kind: str, path: Path) -> None:
-    """Write measurements of one subject in one of KINDS. A lookup that exists keeps its other entries."""
-    order = ranked(measurements)
+def export(
+    measurements: Sequence[Measurement], kind: str, path: Path, order: Sequence[Measurement] | None = None
+) -> None:
+    """Write measurements of one subject in one of KINDS. A lookup that exists keeps its other entries.
+
+    order   the successful ones, the best first, where something else than their times decides it (a race)
+    """
+    order = ranked(measurements) if order is None else order
     if not order:
         raise ExportError(f"{path}: nothing to export, no configuration has a time")
     if kind == "triton":

@@ -15,6 +15,8 @@ from einsight.tuner.worker import WrongResult
 FAULTS: Mapping[str, Status] = {
     "illegal access": Status.ILLEGAL_ACCESS,
     "out of resources": Status.OUT_OF_RESOURCES,
+    "assertion": Status.FAILED,
+    "no memory": Status.OUT_OF_RESOURCES,
     "compile error": Status.COMPILE_FAILED,
     "compile hang": Status.TIMEOUT,
     "hang": Status.TIMEOUT,
@@ -24,6 +26,12 @@ FAULTS: Mapping[str, Status] = {
     "killed once": Status.OK,  # by the system, not by the configuration: the second try works
 }
 """What can be injected, and the status that it must end with."""
+LOSING: Mapping[str, str] = {
+    "illegal access": "CUDA error: an illegal memory access was encountered",
+    "assertion": "CUDA error: device-side assert triggered",
+    "no memory": "Triton Error [CUDA]: out of memory",
+}
+"""What the driver says of a fault that loses the context: to its kernel, and to all that follow in the process."""
 ALLOWED = 1e-3
 
 
@@ -37,6 +45,7 @@ class FaultyBench:
     def __init__(self, faults: Mapping[str, str], marks: str) -> None:
         """marks   folder where "killed once" leaves a file, so that the next process knows"""
         self.faults, self.marks = faults, Path(marks)
+        self._lost = ""  # what the driver says to whatever comes after an error that lost the context
 
     def compile(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
         fault = self.faults.get(name_of(configuration))
@@ -51,8 +60,9 @@ class FaultyBench:
         fault = self.faults.get(name)
         if fault == "wrong result":
             raise WrongResult(1.0, ALLOWED)
-        if fault == "illegal access":
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if self._lost or fault in LOSING:
+            self._lost = self._lost or LOSING[fault or ""]
+            raise RuntimeError(self._lost)
         if fault == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
         if fault == "killed once" and not (mark := self.marks / name).exists():

@@ -49,7 +49,8 @@ def device(problem: Problem, here: Environment, visible: str | None = None) -> I
         raise SpaceError(f"kernel {problem.kernel.name}: nothing measures it yet, expected one of {', '.join(BENCHES)}")
     workload = written(problem.workload)
     BENCHES[problem.kernel.name].launch_of(workload)  # refuses what the kernel cannot run before a process is started
-    with tempfile.TemporaryDirectory(prefix="einsight-triton-") as cache:
+    # After Ctrl-C a compiler may still be writing there, which must not stand before the result.
+    with tempfile.TemporaryDirectory(prefix="einsight-triton-", ignore_cleanup_errors=True) as cache:
         before = os.environ.get("TRITON_CACHE_DIR")
         os.environ["TRITON_CACHE_DIR"] = cache
         try:

@@ -38,6 +38,8 @@ def noisy(times_s: Floats, correlation: float, seed: int) -> Floats:
     random = np.random.default_rng([NOISE_SEED, seed])
     logs = np.log(times_s)
     known = logs[np.isfinite(logs)]
+    if not len(known):
+        raise PriorError("--prior noisy: every configuration of the record failed, expected times to make it from")
     logs = np.where(np.isfinite(logs), logs, random.choice(known, len(logs)))
     made: Floats = logs + random.normal(size=len(logs)) * known.std() * np.sqrt(1 / correlation**2 - 1)
     return made

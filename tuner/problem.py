@@ -8,6 +8,7 @@ recurrences work in chunks of positions (`ChunkProblem`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -97,7 +98,7 @@ class Problem:
     def parse(self, text: str) -> Config:
         """A build as people write it: `BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2`. Raises SpaceError."""
         try:
-            return parse_config(text)
+            return _at_least_one(parse_config(text), text)
         except ValueError as error:
             raise SpaceError(str(error)) from None
 
@@ -241,7 +242,7 @@ class BoxProblem(Problem):
             raise SpaceError(f"configuration {text!r}: {error}; expected {example},num_warps=4,num_stages=2") from None
         if len(config.q_tile) != self.grid.rank:
             raise SpaceError(f"configuration {text!r}: {len(config.q_tile)} dimensions, the grid has {self.grid.rank}")
-        return config
+        return _at_least_one(config, text)
 
     def _excluded(self, config: Config) -> str:
         assert isinstance(config, BoxConfig)
@@ -270,6 +271,13 @@ def problem_of(kernel: Kernel, workload: Workload, capability: int) -> Problem:
     return PROBLEMS.get(kernel.name, Problem)(kernel, workload, capability)
 
 
+def _at_least_one(config: Config, text: str) -> Config:
+    for name in Config.__slots__:
+        if getattr(config, name) < 1:
+            raise SpaceError(f"configuration {text!r}: got {name} = {getattr(config, name)}, expected at least 1")
+    return config
+
+
 def computes(kernel: Kernel, workload: Workload) -> bool:
     return not PROBLEMS.get(kernel.name, Problem).refusal(kernel, workload)
 
@@ -278,6 +286,6 @@ def kinds(answers: Iterable[str]) -> dict[str, int]:
     """How often each kind of answer is given: reasons without their numbers, the most frequent first."""
     found: dict[str, int] = {}
     for reason in answers:
-        kind = " ".join("N" if word.strip(",:").isdigit() else word for word in reason.partition("(")[0].split())
+        kind = re.sub(r"\b\d+\b", "N", reason.partition("(")[0]).strip()
         found[kind] = found.get(kind, 0) + 1
     return dict(sorted(found.items(), key=lambda one: -one[1]))

@@ -104,12 +104,12 @@ def load(path: Path, key: str = "") -> Recorded:
         raise RecordError(f"{path}: {error.strerror}, expected a recorded space") from error
     except (ValueError, EOFError) as error:
         raise RecordError(f"{path}: {error}; expected JSON (Kernel Tuner cache, T4, slim space) or .jsonl records") from None
-    for key, reader in (("param_values", _slim), ("cache", _kernel_tuner), ("results", _t4)):
-        if isinstance(document, Mapping) and key in document:
+    for sign, reader in (("param_values", _slim), ("cache", _kernel_tuner), ("results", _t4)):
+        if isinstance(document, Mapping) and sign in document:
             try:
                 return reader(path.name.split(".")[0], document)
             except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-                raise RecordError(f"{path}: {type(error).__name__}: {error}; the file has {key!r} but not its form") from None
+                raise RecordError(f"{path}: {type(error).__name__}: {error}; the file has {sign!r} but not its form") from None
     raise RecordError(f"{path}: expected one of the keys param_values (slim space), cache (Kernel Tuner), results (T4)")
 
 

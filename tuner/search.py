@@ -7,6 +7,7 @@ that tile sizes have); its outcome stands in its user attributes.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import math
 import os
@@ -68,18 +69,21 @@ class PoolSampler(BaseSampler):  # type: ignore[misc]  # optuna is read untyped
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        pending = []
+        claimed: list[int] = []
+        drawn: list[int] = []
         for other in study.get_trials(deepcopy=False):
             row = row_of(self._space, other)
             if row is None or other.number in self._told or other.number == trial.number:
                 continue
             if other.state in (TrialState.RUNNING, TrialState.WAITING):
-                pending.append(row)
+                (claimed if WORKER in other.user_attrs else drawn).append(row)
             elif other.state is TrialState.COMPLETE:
                 self._told.add(other.number)
                 ok = other.user_attrs.get(STATUS, Status.OK.value) == Status.OK.value and (other.value or 0.0) > 0
                 self._pool.observe(row, math.log(other.value) if ok and other.value is not None else None)
-        row = self._pool.propose(pending)
+        row = self._pool.propose([*claimed, *drawn])
+        if row is None:  # what was drawn and never claimed may be a dead worker's: `Search` does not count it as taken
+            row = self._pool.propose(claimed)
         return _params(self._space, row or 0)  # None: all taken; whoever asked sees a duplicate
 
     def sample_independent(
@@ -93,7 +97,8 @@ class UniformSampler(BaseSampler):  # type: ignore[misc]
 
     def __init__(self, space: Space, seed: int) -> None:
         self._space = space
-        self._order = iter(np.random.default_rng(seed).permutation(len(space)).tolist())
+        # In a circle: a row that another worker had claimed and then gave back is drawn again.
+        self._order = itertools.cycle(np.random.default_rng(seed).permutation(len(space)).tolist())
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return distributions(self._space)
@@ -101,7 +106,7 @@ class UniformSampler(BaseSampler):  # type: ignore[misc]
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return _params(self._space, next(self._order, 0))
+        return _params(self._space, next(self._order))
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -239,7 +244,8 @@ class Search:
         def sign() -> None:
             while not done.wait(SIGN_S):
                 for one in list(asked):
-                    with suppress(optuna.exceptions.UpdateFinishedTrialError):  # told in this very moment
+                    # Told in this very moment, or the storage does not answer: should it stay so, the search itself says it.
+                    with suppress(optuna.exceptions.UpdateFinishedTrialError, optuna.exceptions.StorageInternalError):
                         one.trial.set_user_attr(ALIVE, time.time())
 
         thread = threading.Thread(target=sign, daemon=True)
@@ -319,15 +325,21 @@ def _dead(trial: FrozenTrial, grace_s: float) -> bool:
     """Whether the worker of a running trial is gone: its process, when it ran on this host; else by its last sign."""
     host, _, rest = str(trial.user_attrs.get(WORKER, "")).partition(":")
     process = rest.partition(":")[0]
-    if host == socket.gethostname() and process.isdigit():
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
+    if host == socket.gethostname() and process.isdigit() and not _runs(int(process)):
+        return True
     begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
     return time.time() - float(trial.user_attrs.get(ALIVE, begun)) > grace_s
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number exists on this host, whoever owns it."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it exists and is another user's
+        return True
+    return True
 
 
 def _requeue(study: Study, space: Space, number: int, row: int | None, why: str) -> bool:

@@ -16,7 +16,10 @@ from einsight.tuner.record import Status
 from einsight.tuner.worker import PHASES, Bench, WrongResult
 
 FATAL = ("illegal memory access", "misaligned address", "unspecified launch failure", "illegal instruction")
-"""What a lost GPU context says; nothing more can run in that process."""
+"""What a kernel that went astray says: the GPU context is lost, nothing more can run in that process."""
+DRIVER = ("CUDA error", "Triton Error [CUDA]")
+"""Any other error of the driver may have lost the context as well (a failed assertion, a launch that timed out): a new process
+costs seconds, a lost one fails every configuration after it."""
 SHORT_OF = ("OutOfResources", "OutOfMemoryError")
 NOT_COMPILED = ("CompilationError", "CompileTimeAssertionFailure", "PTXASError", "UnsupportedLanguageConstruct")
 
@@ -77,6 +80,9 @@ def _classified(error: Exception, phase: str) -> dict[str, Any]:
         return {"status": Status.ILLEGAL_ACCESS.value, "reason": reason, "lost": True}
     if names & set(SHORT_OF):
         return {"status": Status.OUT_OF_RESOURCES.value, "reason": reason}
+    if any(text in str(error) for text in DRIVER):
+        short = "out of memory" in str(error)
+        return {"status": (Status.OUT_OF_RESOURCES if short else Status.FAILED).value, "reason": reason, "lost": True}
     if names & set(NOT_COMPILED) or phase == "compile":
         return {"status": Status.COMPILE_FAILED.value, "reason": reason}
     return {"status": Status.FAILED.value, "reason": reason}

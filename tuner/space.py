@@ -37,6 +37,9 @@ class Space:
     def __post_init__(self) -> None:
         if self.points.ndim != 2 or self.points.shape[1] != len(self.parameters) or not len(self.points):
             raise SpaceError(f"{self.name}: got points of shape {self.points.shape}, expected [N > 0, {len(self.parameters)}]")
+        sizes = np.array([len(values) for values in self.parameters.values()])
+        if (beyond := ((self.points < 0) | (self.points >= sizes)).any(1)).any():
+            raise SpaceError(f"{self.name}: row {int(np.argmax(beyond))} names a value that its parameter does not have")
         if len(self._rows) < len(self.points):
             twice = next(r for r, p in enumerate(self.points.tolist()) if self._rows[tuple(p)] != r)
             raise SpaceError(f"{self.name}: {self.configuration(twice)} is listed twice, expected each configuration once")

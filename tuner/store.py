@@ -9,6 +9,9 @@ from typing import Any
 
 from einsight.tuner.record import Measurement, Status, append, read_from
 
+FINALISTS = 4  # at most this many are raced, if they are within FINALISTS_WITHIN of the best
+FINALISTS_WITHIN = 0.03
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -61,6 +64,13 @@ class Store:
         if self.path is not None:
             append(self.path, measurement)
         self.known.setdefault(_name(measurement.configuration), measurement)
+
+
+def finalists(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """The few that are close enough to the fastest for a race in turns to decide; none where one stands alone."""
+    order = ranked(measurements)
+    near = [m for m in order if m.time_s <= order[0].time_s * (1 + FINALISTS_WITHIN)][:FINALISTS]
+    return near if len(near) > 1 else []
 
 
 def _name(configuration: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -13,14 +13,12 @@ from typing import Any, Protocol
 from einsight.tuner.record import Measurement, Status
 from einsight.tuner.search import Asked, PoolSampler, Search
 from einsight.tuner.space import Configuration, Space
-from einsight.tuner.store import Store, ranked
+from einsight.tuner.store import Store, finalists, ranked
 
 TIED = 1.0  # times the noise: configurations this close to the best are told as tied
 LEAST_NOISE = 2e-3  # relative; a device never repeats itself better than this
 PATIENCE = 3  # proposals in a row that promise less than the noise end the search
 RECLAIM_EVERY_S = 1.0  # how often the study is searched for what dead workers left
-FINALISTS = 4  # at most this many are raced, if they are within FINALISTS_WITHIN of the best
-FINALISTS_WITHIN = 0.03
 INTERRUPTED = "interrupted"
 
 
@@ -60,13 +58,25 @@ class Tuned:
     study_best: tuple[Configuration, float] | None = None
 
     @property
+    def order(self) -> list[Measurement]:
+        """The successful ones, the fastest first: of the race, or of the search where no race came to an end."""
+        return ranked(self.raced) or ranked(self.measured)
+
+    @property
+    def ranking(self) -> list[Measurement]:
+        """Every successful configuration: those of the race in its order, then the others. Times of the two do not compare."""
+        first = self.order
+        raced = [m.configuration for m in first]
+        return first + [m for m in ranked(self.measured) if m.configuration not in raced]
+
+    @property
     def best(self) -> Measurement | None:
-        return next(iter(ranked(self.raced or self.measured)), None)
+        return next(iter(self.order), None)
 
     @property
     def tied(self) -> list[Measurement]:
         """The configurations within the noise of the best, it first: measuring cannot tell them apart."""
-        order = ranked(self.raced or self.measured)
+        order = self.order
         return [m for m in order if m.time_s <= order[0].time_s * (1 + TIED * noise(order))]
 
     @property
@@ -183,11 +193,9 @@ def _finish(search: Search, device: Device, store: Store, queue: Queue, future: 
 
 
 def _race(device: Device, outcome: Tuned) -> list[Measurement]:
-    """The finalists once more, in turns; nothing where one configuration stands alone."""
-    order = ranked(outcome.measured)
-    near = [m for m in order if m.time_s <= order[0].time_s * (1 + FINALISTS_WITHIN)][:FINALISTS]
-    rows = [row for m in near if (row := outcome.space.row(m.configuration)) is not None]
-    return device.race(rows) if len(rows) > 1 else []
+    """The finalists once more, in turns."""
+    rows = [row for m in finalists(outcome.measured) if (row := outcome.space.row(m.configuration)) is not None]
+    return device.race(rows) if rows else []
 
 
 def _small(search: Search, outcome: Tuned) -> bool:

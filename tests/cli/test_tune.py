@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,13 +73,8 @@ def test_a_space_becomes_another_format(einsight: Einsight, space: Path, tmp_pat
 
 
 def test_without_a_gpu_it_says_what_can_be_done(einsight: Einsight) -> None:
-    try:
-        import torch
-
-        if torch.cuda.is_available():
-            pytest.skip("there is a GPU here")
-    except ImportError:
-        pass
+    if importlib.util.find_spec("torch") is not None and importlib.import_module("torch").cuda.is_available():
+        pytest.skip("there is a GPU here")
     said = einsight("tune", "attention", *SHAPE)
     assert said.code == 2 and "no GPU" in said.err
     assert "--predict-only" in said.err and "--replay" in said.err
@@ -111,6 +108,29 @@ def test_few_configurations_for_many_shapes(einsight: Einsight, tmp_path: Path) 
     assert "mean loss" in einsight(*words).out
 
 
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "tuner.md").read_text(encoding="utf-8")
+COMMANDS = [line.partition("#")[0].split()[1:] for line in PAGE.splitlines() if line.startswith("    einsight tune ")]
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if "--target" in w], ids=" ".join)
+def test_commands_of_the_page_that_need_no_gpu_run(
+    words: list[str], einsight: Einsight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = einsight(*words)
+    assert shown.code == 0 and ("by the simulator" if "--predict-only" in words else ": out: ") in " ".join(shown.out.split())
+
+
+def test_options_of_the_page_exist(einsight: Einsight, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    known = einsight("tune", "--help").out
+    scripts = "".join((ROOT / "benchmarks" / f"{name}.py").read_text() for name in ("gpu_tune", "bench_tuner"))
+    assert len(COMMANDS) >= 6
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)):
+        assert option in known or option in scripts, option
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -127,11 +147,28 @@ def test_few_configurations_for_many_shapes(einsight: Einsight, tmp_path: Path) 
         (("--replay", "SPACE", "--export", "x", "--as", "xml"), "--as"),
         (("--replay", "SPACE", "--record", "r.jsonl", "--storage", "mysql://x"), "--storage"),
         (("attention", "--replay", "SPACE"), "either a kernel or a recorded space"),
+        (("attention", *SHAPE, *ON, "--explain", "BLOCK_M=128,BLOCK_N=64,num_warps=0,num_stages=2"), "got num_warps = 0"),
+        (("--replay", "FAILING"), "every configuration failed"),
+        (("--replay", "FAILING", "--prior", "noisy:0.9"), "every configuration"),
+        (("--replay", "FAILING", "--prior", "noisy:0.9", "--record", "r.jsonl"), "every configuration of the record failed"),
+        (("--replay", "BEYOND"), "row 1 names a value that its parameter does not have"),
+        (("--replay", "SPACE", "--seed", "-1"), "--seed"),
+        (("--replay", "SPACE", "--record", "."), "is a folder"),
+        (("--replay", "SPACE", "--record", "r.journal"), "is the study's journal as well"),
+        (("--replay", "SPACE", "--target", "h100-sxm"), "--target beside --replay"),
+        (("--replay", "SPACE", "--shapes", "s.yaml"), "--shapes beside --replay"),
+        (("attention", "--replay", "SPACE", "--explain", "BLOCK_M=1"), "--explain beside --replay"),
+        (("--replay", "SPACE", "--seq", "4096"), "--seq beside --replay"),
+        (("attention", "--shapes", "s.yaml", *SHAPE, "--predict-only"), "--heads beside --shapes s.yaml"),
+        (("attention", "--shapes", "s.yaml", "--explain", "BLOCK_M=1"), "--explain beside --shapes s.yaml"),
     ],
 )
 def test_what_cannot_be_is_one_message(
     words: tuple[str, ...], message: str, einsight: Einsight, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    slim = {"kernel": "k", "device": "d", "time_unit": "ms", "param_values": {"a": [1, 2]}}
+    (tmp_path / "FAILING").write_text(json.dumps(slim | {"rows": [[0, None, "compile"], [1, None, "compile"]]}))
+    (tmp_path / "BEYOND").write_text(json.dumps(slim | {"rows": [[0, 1.0, 1.0], [2, 1.0, 1.0]]}))
     said = einsight("tune", *(str(space) if word == "SPACE" else word for word in words))
     assert said.code == 2 and message in said.err, said.err

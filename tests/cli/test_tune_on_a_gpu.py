@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,26 @@ def test_a_search_finds_the_best_keeps_it_and_the_kernel_takes_it(einsight: Eins
     assert tuned_config("attention", "NVIDIA H100", workload) is None
 
 
+def test_the_race_decides_and_what_it_decides_is_written(einsight: Einsight, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slower of two finalists by single measurements, and every time of the race is longer than any of the search."""
+    monkeypatch.setattr("einsight.tuner.gpu.FACTORY", "faked_gpu:Turned")
+    told = einsight("tune", *SHAPE, "--trials", "16", *ONE_BY_ONE, "--as", "lookup", "--json").json
+    assert told["best"]["configuration"] == BEST | {"num_stages": 2}
+    assert tuned_config("attention", "NVIDIA H200", told["best"]["workload"]) == Config(**BEST | {"num_stages": 2})
+
+
+def test_a_race_that_fails_takes_nothing_away(
+    einsight: Einsight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("einsight.tuner.gpu.FACTORY", "faked_gpu:Raceless")
+    record = tmp_path / "r.jsonl"
+    words = ("tune", *SHAPE, "--trials", "16", *ONE_BY_ONE, "--record", str(record))
+    shown = einsight(*words)
+    assert shown.code == 0 and "Fastest" in shown.out and "the launch timed out" in shown.out
+    assert einsight(*words, "--json").json["best"]["configuration"] == BEST
+    assert {json.loads(line)["status"] for line in record.read_text().splitlines()[16:]} == {"failed"}
+
+
 def test_a_record_replayed_exports_the_same_lookup(einsight: Einsight, tmp_path: Path) -> None:
     record, file = tmp_path / "r.jsonl", tmp_path / "tuned" / "attention.json"
     assert einsight("tune", *SHAPE, "--record", str(record), "--trials", "16", *ONE_BY_ONE).code == 0
@@ -129,6 +150,25 @@ def test_few_configurations_for_the_shapes_of_a_file(einsight: Einsight, tmp_pat
 def test_what_the_kernel_cannot_run_is_told_before_anything_starts(einsight: Einsight) -> None:
     said = einsight("tune", *SHAPE, "--bias", "alibi")
     assert said.code == 2 and "kernel attention runs softcap and sink" in said.err
+
+
+def test_a_gpu_that_no_profile_lists_is_searched_without_the_simulator(
+    einsight: Einsight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from faked_gpu import HERE
+
+    monkeypatch.setattr("einsight.cli.tune_kernel.gpu_here", lambda: replace(HERE, device="Unheard Of"))
+    shown = einsight("tune", *SHAPE, "--trials", "4", *ONE_BY_ONE)
+    assert shown.code == 0 and "no profile lists Unheard Of: the search begins without the simulator" in shown.err
+    refused = einsight("tune", *SHAPE, "--prior", "simulator")
+    assert refused.code == 2 and "simulator on Unheard Of" in refused.err
+    silent = einsight("tune", *SHAPE, "--trials", "4", *ONE_BY_ONE, "--prior", "none")
+    assert silent.code == 0 and "no profile" not in silent.err
+
+
+def test_another_gpu_than_the_one_at_hand_is_not_searched(einsight: Einsight) -> None:
+    refused = einsight("tune", *SHAPE, "--target", "b200")
+    assert refused.code == 2 and "--predict-only beside it" in refused.err
 
 
 def test_a_launch_takes_what_was_tuned(einsight: Einsight, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,9 +206,15 @@ def test_parse_checks_the_form_only() -> None:
 
 
 def test_a_guarded_index_is_not_reported() -> None:
-    check(body("Z[m] = Q[m,e] * K[n+1,e] where n+1 < N"))
-    check(body("A[m,n] = Q[m,e] where n > 0\nZ[m] = A[m,n] * K[n-1,0]"))
-    check(body("let H = n+1\nZ[m] = Q[m,e] * K[H,e] where H < N"))
+    """The same accesses without the guard are refused."""
+    for text, guard in (
+        ("Z[m] = Q[m,e] * K[n+1,e] where n+1 < N", " where n+1 < N"),
+        ("A[m,n] = Q[m,e] where n > 0\nZ[m] = A[m,n] * K[n-1,0]", " where n > 0"),
+        ("let H = n+1\nZ[m] = Q[m,e] * K[H,e] where H < N", " where H < N"),
+    ):
+        assert check(body(text)).name == "probe"
+        with pytest.raises(CascadeError, match="reaches"):
+            check(body(text.replace(guard, "")))
 
 
 def test_a_let_in_an_index_is_seen_through() -> None:

@@ -36,6 +36,13 @@ def survives(text: str) -> Cascade | None:
     return cascade
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_library_files_are_accepted(name: str) -> None:
+    """What the mutations below start from; without it, a language that refuses everything would pass them all."""
+    cascade = survives(FILES[name])
+    assert cascade is not None and cascade.name == name
+
+
 @given(st.text(max_size=300))
 def test_any_text(text: str) -> None:
     survives(text)

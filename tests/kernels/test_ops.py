@@ -71,7 +71,8 @@ def test_schema_fake_and_autograd_registration(device: str, name: str) -> None:
     extras = (None,) * 5 if name == "attention" else ()  # sink, descales, softcap
     operator = getattr(torch.ops.einsight, name).default
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(operator, (*given, *extras, None, None, 10, 0, "last", 0.2, config, config), test_utils=checks)
+    arguments = (*given, *extras, None, None, 10, 0, "last", 0.2, config, config)
+    assert torch.library.opcheck(operator, arguments, test_utils=checks) == dict.fromkeys(checks, "SUCCESS")
 
 
 def test_shapes_are_known_without_data() -> None:

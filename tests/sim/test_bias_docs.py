@@ -17,6 +17,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 @pytest.mark.parametrize("code", [text for language, text in BLOCKS if language == "python"])
 def test_python_of_the_page_runs(code: str) -> None:
+    assert re.search(r"^assert ", code, re.MULTILINE), "an example says what comes out, so that this can fail"
     exec(compile(code, "docs/bias.md", "exec"), {})
 
 

@@ -78,33 +78,37 @@ def test_duplicate_key_names_both_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "line", "found"),
     [
-        "a: &x 1\nb: *x",
-        "!!python/object/apply:os.system [echo]",
-        "a: !!str 5",
-        "!x {a: 1}",
-        "a: 1\n--- \nb: 2",
-        "",
-        "# only",
-        "a: [1, 2",
-        "a: 'x",
-        "a:\tb: c",
-        "\ta: 1",
-        "{1: x}",
-        "{[1]: x}",
-        "a: b: c",
-        "[" * 5000,
-        "a: \x00",
-        "9" * 5000,
+        ("a: &x 1\nb: *x", 1, "an anchor or alias"),
+        ("!!python/object/apply:os.system [echo]", 1, "the tag tag:yaml.org,2002:python/object/apply:os.system"),
+        ("a: !!str 5", 1, "the tag tag:yaml.org,2002:str"),
+        ("!x {a: 1}", 1, "the tag !x"),
+        ("a: 1\n--- \nb: 2", 2, "2 documents"),
+        ("", 1, "an empty file"),
+        ("# only", 1, "an empty file"),
+        ("a: [1, 2", 2, "text that is not YAML"),
+        ("a: 'x", 1, "text that is not YAML"),
+        ("a:\tb: c", 1, "text that is not YAML"),
+        ("\ta: 1", 1, "text that is not YAML"),
+        ("{1: x}", 1, "1"),
+        ("{[1]: x}", 1, "a list of 1"),
+        ("a: b: c", 1, "text that is not YAML"),
+        ("[" * 5000, 2, "text that is not YAML"),
+        ("a: \x00", 0, "text that is not YAML"),
+        ("9" * 5000, 1, "one of 5000 characters"),
     ],
 )
-def test_refused_documents(text: str) -> None:
-    refused(text)
+def test_refused_documents(text: str, line: int, found: str) -> None:
+    """`line` 0: the reader names none."""
+    error = refused(text)
+    assert (error.file, error.line) == ("f.yaml", line) and error.found.startswith(found)
 
 
 def test_size_limit() -> None:
-    refused("#" * (strict_yaml.MAX_CHARACTERS + 1))
+    most = strict_yaml.MAX_CHARACTERS
+    assert refused("#" * (most + 1)).found == f"{most + 1} characters"
+    assert strict_yaml.parse("a: 1\n" + "#" * (most - 5)).value
 
 
 def test_table_checks_keys() -> None:

@@ -21,6 +21,7 @@ def test_yaml_of_the_page_loads(tmp_path, text):
 
 @pytest.mark.parametrize("code", [text for language, text in BLOCKS if language == "python"])
 def test_python_of_the_page_runs(monkeypatch, code):
+    assert re.search(r"^assert ", code, re.MULTILINE), "an example says what comes out, so that this can fail"
     monkeypatch.chdir(ROOT)
     exec(compile(code, "docs/workloads.md", "exec"), {})
 

@@ -68,6 +68,20 @@ class Imagined:
         return [self.time(c) for c in configurations]
 
 
+class Turned(Imagined):
+    """One whose race, run in turns, shows what single measurements got wrong: fewer stages are faster."""
+
+    def race(self, configurations: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...]]:
+        return [tuple(1.5 * t * c["num_stages"] for t in self.time(c)) for c in configurations]
+
+
+class Raceless(Imagined):
+    """One that cannot run a race."""
+
+    def race(self, configurations: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...]]:
+        raise RuntimeError("Triton Error [CUDA]: the launch timed out")
+
+
 def imagined_time(configuration: Mapping[str, Any]) -> float:
     """Least at 128 x 64, 8 warps, 3 stages; seconds. Two or three stages, which a model may not tell apart, are 2.7 % apart."""
     best = {"block_m": 128, "block_n": 64, "num_warps": 8, "num_stages": 3}

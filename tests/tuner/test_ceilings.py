@@ -37,7 +37,8 @@ def test_the_cases_cover_every_unit_and_say_what_they_count() -> None:
 def test_arguments_are_those_of_the_probes() -> None:
     probes = pytest.importorskip("einsight.kernels.probes", reason="torch and triton are not installed (extra `gpu`)")
     for case in cases(HERE):
-        inspect.signature(getattr(probes, case.probe)).bind(**case.arguments)
+        bound = inspect.signature(getattr(probes, case.probe)).bind(**case.arguments)
+        assert bound.arguments == dict(case.arguments)
 
 
 def test_a_case_becomes_a_record(monkeypatch: pytest.MonkeyPatch) -> None:

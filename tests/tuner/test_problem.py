@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import json
+import importlib
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -145,6 +144,16 @@ def test_ties_are_spread_over_the_space() -> None:
             assert alike >= ALIKE
 
 
+def test_ties_of_a_long_prefill_are_as_the_page_says() -> None:
+    """docs/tuner.md: they all have 8 warps, and the first three measured differ in key tile and in stages."""
+    at = problem(workload=Workload.attention(heads=32, kv_heads=8, seq_q=8192, head_dim=128, mask="causal"))
+    space, logs = at.space(), prior.simulated(at, gpu_of())
+    tied = [space.configuration(r) for r in np.flatnonzero(logs <= logs.min() + TIED)]
+    assert len(tied) > 3 and {c["num_warps"] for c in tied} == {8}
+    first = [space.configuration(r) for r in spread_order(space.coordinates, logs, 3)]
+    assert all(c in tied for c in first) and all(len({c[name] for c in first}) == 3 for name in ("block_n", "num_stages"))
+
+
 @pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
 def test_a_space_is_what_the_kernel_does_not_exclude(capability: int) -> None:
     at = problem(capability)
@@ -211,30 +220,24 @@ def test_groups_and_stages_fill_the_gaps_of_a_block_and_nothing_else_changes() -
     assert 0 < waits < by_stages[0] - by_stages[3]  # of unequal blocks the longest end alone
 
 
-WINNERS = "attn_fwd__NVIDIA_A100-SXM4-80GB__triton_3.2.0__1.json"
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`benchmarks/published_winners.py`: the fastest of 450 builds of another Triton attention kernel on an A100."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    module = importlib.import_module("published_winners")
+    if not module.FILE.exists():
+        pytest.skip(f"no reference data at {module.FILE}")
+    return module
 
 
-def test_published_winners_of_long_prefills_are_near_the_simulators_best() -> None:
-    """The fastest of 450 builds of another Triton attention kernel on an A100 (triton-dejavu caches): what is fastest there
-    is within 5 % of the best prediction from 2048 queries on."""
-    root = Path(os.environ.get("EINSIGHT_REFERENCE", Path(__file__).parents[3] / "shared" / "reference"))
-    file = root / "tuner_spaces" / "attention_winners" / WINNERS
-    if not file.exists():
-        pytest.skip(f"no reference data at {file}")
-    told_by = json.loads(file.read_text())
-    seen = 0
-    for key, value in told_by["cache"].items():
-        sizes = dict(zip(told_by["keys"], ast.literal_eval(key), strict=False))
-        build = dict(part.split(": ") for part in value.split(", "))
-        length = int(sizes["MAX_SEQLENS_Q"])
-        if length < 2048:
-            continue
-        workload = Workload.attention(
-            heads=int(sizes["HQ"]), kv_heads=int(sizes["HK"]), seq_q=length, head_dim=128, mask="causal", dtype="fp16"
-        )
-        at = problem(80, workload)
-        winner = Config(*(int(build[n]) for n in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")))
-        logs = prior.simulated(at, gpu_of("a100-sxm-80gb"))
-        assert logs[at.configurations().index(winner)] - logs.min() < 0.05, (sizes, winner)
-        seen += 1
-    assert seen == 3
+def test_published_winners_of_long_prefills_are_near_the_simulators_best(published: ModuleType) -> None:
+    """What is fastest there is within 5 % of the best prediction from 2048 queries on."""
+    long = [one for one in published.winners() if one.queries >= 2048]
+    assert len(long) == 3
+    assert all(one.behind is not None and math.log1p(one.behind) < 0.05 for one in long), long
+
+
+def test_the_page_has_the_table_of_published_winners(published: ModuleType) -> None:
+    page = published.PAGE.read_text(encoding="utf-8")
+    shown = page.partition(published.BEGIN)[2].partition(published.END)[0].strip()
+    assert shown == published.table(), "python benchmarks/published_winners.py --write"

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("optuna", reason="the extra `tune` is not installed")
 
-from einsight.tuner.faults import FAULTS, name_of, true_time_s
+from einsight.tuner.faults import FAULTS, LOSING, name_of, true_time_s
 from einsight.tuner.kernel_device import WorkerDevice
 from einsight.tuner.record import Environment, Status, read
 from einsight.tuner.search import Search, open_study, sampler
@@ -67,9 +67,9 @@ def test_two_hundred_faults_of_every_kind_lose_nothing(tmp_path: Path) -> None:
     """Most of a space fails, in every way there is; each failure is a record, the optimum is found, nothing repeats."""
     space = enumerated("toy", [{"a": a, "b": b, "c": c} for a in range(1, 9) for b in range(1, 7) for c in range(1, 7)])
     best = min(range(len(space)), key=lambda r: true_time_s(space.configuration(r)))
-    deadly = {"illegal access", "compile hang", "hang", "crash", "killed once"}  # a new process each: fewer of these
+    deadly = {*LOSING, "compile hang", "hang", "crash", "killed once"}  # a new process each: fewer of these
     mild = [fault for fault in FAULTS if fault not in deadly]
-    kinds = [*(sorted(deadly) * 12), *(mild * 35)]
+    kinds = [*(sorted(deadly) * 8), *(mild * 36)]
     assert len(kinds) == 200
     placed = [r for r in range(len(space)) if r != best][-200:]
     faults = {name_of(space.configuration(r)): kinds[(37 * i) % 200] for i, r in enumerate(placed)}
