@@ -21,7 +21,7 @@ from einsight.tuner.worker import Worker, WorkerError
 
 HERE = Environment("faulty", 0, 0, 0, 0, "", "", "", "", "", "")
 SUBJECT = Subject("toy", {"sizes": {"m": 1}}, "faulty", source_hash="1")
-LIMITS = {"start": 30.0, "compile": 2.0, "check": 30.0, "time": 2.0, "race": 30.0}
+LIMITS = {"start": 30.0, "compile": 3.0, "check": 30.0, "time": 3.0, "race": 30.0}  # a busy machine can stop a process for a second
 GOOD = {"a": 5, "b": 3, "c": 4}
 
 
@@ -75,7 +75,7 @@ def test_two_hundred_faults_of_every_kind_lose_nothing(tmp_path: Path) -> None:
     faults = {name_of(space.configuration(r)): kinds[(37 * i) % 200] for i, r in enumerate(placed)}
     assert len(faults) == 200 and set(faults.values()) == set(FAULTS)
     record, begin = tmp_path / "r.jsonl", time.monotonic()
-    with faulty(faults, tmp_path, LIMITS | {"compile": 1.0, "time": 1.0}) as worker:
+    with faulty(faults, tmp_path, LIMITS) as worker:
         found = _all(space, worker, record)
     rows = [space.row(m.configuration) for m in found.measured]
     assert sorted(r for r in rows if r is not None) == list(range(len(space)))  # all accounted for, once
