@@ -21,7 +21,8 @@ from einsight.tuner.worker import Worker, WorkerError
 
 HERE = Environment("faulty", 0, 0, 0, 0, "", "", "", "", "", "")
 SUBJECT = Subject("toy", {"sizes": {"m": 1}}, "faulty", source_hash="1")
-LIMITS = {"start": 30.0, "compile": 3.0, "check": 30.0, "time": 3.0, "race": 30.0}  # a busy machine can stop a process for a second
+LIMITS = {"start": 30.0, "compile": 3.0, "check": 30.0, "time": 3.0, "race": 30.0}
+"""Seconds; a busy machine can stop a process for one."""
 GOOD = {"a": 5, "b": 3, "c": 4}
 
 
