@@ -258,6 +258,8 @@ class Family:
             values |= {name: NEUTRAL[name] for name in ADDED} | dict(added(framework, self.name, arch.name, phase, dtypes))
         if steps[1] and _chip(fit.architecture)[1] != arch.shared_bytes:
             values.pop("l2_usable", None)  # the cache's own, not the kernel's: as assumed on a chip of another class
+        if steps[1] == 2:  # scores lie across warps as the instructions have them, and their test reduces across warps
+            values.pop("test_per_score", None)
         devices = fit.fitted_on.rsplit(" rows of ", 1)[-1].split(", ")
         if steps[1] == 2 and devices[0] in profile_names():
             values |= _same_rate(values, load_gpu(devices[0]), dtype, arch.flops_per_cycle)
