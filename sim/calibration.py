@@ -233,7 +233,7 @@ def fit_few(samples: Sequence[Sample], family: Family, names: Sequence[str], mos
     """As `fit`, with the constants alone that earn their place: the others stay at what changes nothing, or as assumed.
 
     After a fit of all, constants are given up in the order of how little the error of the fitted rows grows, as long as
-    it grows by less than `EARNED` in all; the rest are fitted again.
+    it grows by less than `EARNED` in all; the rest are fitted again. So are those whose value the rows then do not tell.
     """
     whole = fit(samples, family, names, most)
     train = _prepare([_thin(_halve(s)[0], most // max(len(samples), 1)) for s in samples], family)
@@ -251,7 +251,26 @@ def fit_few(samples: Sequence[Sample], family: Family, names: Sequence[str], mos
         kept.remove(name)
     start = with_constants(family, kept, [values[n] for n in kept])
     again = fit(samples, start, kept, most, starts=STARTS[:1])
+    while len(kept) > 1 and (doubtful := _most_doubtful(again)) is not None:
+        kept.remove(doubtful)
+        start = with_constants(family, kept, [again.constants[n] for n in kept])
+        less = fit(samples, start, kept, most, starts=STARTS[:1])
+        if less.error_fitted > again.error_fitted + EARNED:
+            break
+        again = less
     return replace(again, error_before=whole.error_before)
+
+
+DOUBT = 0.4
+"""Standard error, as a share of a constant's physical range, from which the rows are taken not to know the constant."""
+
+
+def _most_doubtful(found: Calibration) -> str | None:
+    """The constant that the rows determine least, if that is not at all. It does no harm where it was fitted, because another
+    one makes up for it, but would on another device, where the two weigh differently."""
+    share = {n: error / (CONSTANTS[n].high - CONSTANTS[n].low) for n, error in found.uncertainty.items()}
+    worst = max(share, key=lambda n: share[n])
+    return worst if share[worst] > DOUBT else None
 
 
 def held_out(rows: Rows) -> NDArray[np.bool_]:

@@ -235,9 +235,9 @@ class Family:
         The same architecture first, then the nearest one with the same instructions; the interval grows with the
         distance. `framework`: whose kernels run around it; default: those of the framework that the fit was made on.
         """
-        if not self.fits:
-            return self, ""
         arch = gpu.architecture
+        if not self.fits:
+            return self._unfitted(framework, arch.name, phase, (dtype, kv_dtype)), ""
         rate = gpu.tensor_flops_per_cycle.get(dtype)
         ground = Ground(
             arch.name, arch.compute_capability, arch.instructions, gpu.name, arch.shared_bytes.value,
@@ -251,12 +251,15 @@ class Family:
         ranked = sorted(self.fits, key=lambda f: _distance(f, arch, phase, dtypes, framework))
         fit, (*steps, _, foreign, _) = ranked[0], _distance(ranked[0], arch, phase, dtypes, framework)
         if steps[0] and steps[1] == 2:  # another phase on other instructions says less than what is assumed
-            return self, f"family {self.name}: constants assumed; none fitted for {phase} on {arch.name} or its like"
+            note = f"family {self.name}: constants assumed; none fitted for {phase} on {arch.name} or its like"
+            return self._unfitted(framework, arch.name, phase, dtypes), note
         values = {**added(fit.framework, self.name, fit.architecture, phase, dtypes), **fit.constants}
         if foreign and additions(framework):
             values |= {name: NEUTRAL[name] for name in ADDED} | dict(added(framework, self.name, arch.name, phase, dtypes))
         if steps[1] and _chip(fit.architecture)[1] != arch.shared_bytes:
             values.pop("l2_usable", None)  # the cache's own, not the kernel's: as assumed on a chip of another class
+        if steps[1] == 2:  # scores lie across warps as the instructions have them, and their test reduces across warps
+            values.pop("test_per_score", None)
         devices = fit.fitted_on.rsplit(" rows of ", 1)[-1].split(", ")
         if steps[1] == 2 and devices[0] in profile_names():
             values |= _same_rate(values, load_gpu(devices[0]), dtype, arch.flops_per_cycle)
@@ -272,6 +275,14 @@ class Family:
             other = f"not with {framework}" if foreign else f"not on {arch.device}"
             note += f"; {other}, interval widened x{widen:g}"
         return replace(self, constants={**self.constants, **merged}, misses=misses), note
+
+    def _unfitted(self, framework: str, architecture: str, phase: str, dtypes: tuple[str, str]) -> Family:
+        """The assumed constants, and what the framework adds around other kernels: its own kernels are the same around all."""
+        brought = {n: v for n, v in added(framework, self.name, architecture, phase, dtypes).items() if n in ADDED}
+        if not brought:
+            return self
+        from_others = {n: Quantity(v, f"{v:.4g}", "fitted", f"beside other kernels of {framework}") for n, v in brought.items()}
+        return replace(self, constants={**self.constants, **from_others})
 
     def tile(self, head_dim: int, rows: int) -> Tile:
         """The block for a head dimension and rows: the first line that covers both, else the last."""

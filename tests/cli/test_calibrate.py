@@ -12,7 +12,7 @@ import pytest
 from einsight.reports.compare import rows_of
 from einsight.reports.fitting import FEWEST_ROWS, Ground, samples, with_fits
 from einsight.reports.measured import COLUMNS, TEXTS, Measured, write
-from einsight.sim.calibration import held_out, with_constants
+from einsight.sim.calibration import DOUBT, Calibration, _most_doubtful, held_out, with_constants
 from einsight.sim.family import CONSTANTS, Fit, family_file, load_family
 from einsight.sim.framework import read_additions
 from einsight.sim.hardware import load_gpu
@@ -56,6 +56,15 @@ def test_constants_that_made_the_rows_are_found(einsight: Einsight, tables: list
     for name, entry in fit["constants"].items():
         assert CONSTANTS[name].low <= entry["value"] <= CONSTANTS[name].high and entry["unit"] == CONSTANTS[name].unit
         assert name.startswith("interval") or entry["standard_error"] >= 0.0
+
+
+def test_a_constant_that_the_rows_do_not_tell_is_given_up_first() -> None:
+    """An error of half its physical range: another constant makes up for any value of it."""
+    told = {"launch_s": 1e-6, "hbm_fraction": 0.1, "unhidden_memory": 0.3}
+    found = Calibration(dict.fromkeys(told, 0.5), told, 100, 100, 9.0, 5.0, 5.0, 9.0)
+    assert _most_doubtful(found) is None
+    loose = {**told, "hbm_fraction": 0.5 * DOUBT + 0.2, "unhidden_memory": DOUBT + 0.1}
+    assert _most_doubtful(Calibration(found.constants, loose, 100, 100, 9.0, 5.0, 5.0, 9.0)) == "hbm_fraction"
 
 
 def test_rows_that_fit_and_rows_that_judge_are_apart(einsight: Einsight, tables: list[str]) -> None:

@@ -12,6 +12,7 @@ from einsight.sim.calibration import Sample, constants_for
 from einsight.sim.cases import Cases
 from einsight.sim.estimate import build_cases, estimate
 from einsight.sim.family import Family, load_family
+from einsight.sim.framework import ADDED, added
 from einsight.sim.hardware import load_gpu
 from einsight.sim.kernel_names import acting_phases, chunks, reads_fresh
 from einsight.sim.mapping import Mapping
@@ -197,8 +198,21 @@ def test_another_phase_on_other_instructions_is_no_ground_for_constants() -> Non
     family = load_family("flashinfer")
     decode = replace(family, fits=tuple(f for f in family.fits if f.phase == "decode" and f.architecture == "sm_100"))
     found, note = decode.on(L40S, "prefill", "bf16", "bf16", "SGLang")
-    assert found.constants == family.constants
+    of_kernel, assumed = ({n: q for n, q in f.constants.items() if n not in ADDED} for f in (found, family))
+    assert of_kernel == assumed
     assert "assumed" in note
+
+
+def test_a_kernel_that_was_never_fitted_has_its_framework_s_copies_around_it() -> None:
+    """A framework writes its cache and orders its queries the same way, whichever kernel comes after."""
+    family = plain("trtllm_hopper")
+    brought = {n: v for n, v in added("TRTLLM", family.name, "sm_90", "prefill", ("bf16", "bf16")).items() if n in ADDED}
+    assert brought["q_copy"] > 0 and family.constant("q_copy") == 0.0
+    there, note = family.on(H100, "prefill", "bf16", "bf16", "TRTLLM")
+    assert {n: there.constant(n) for n in brought} == brought and not note
+    assert there.constant("launch_s") == family.constant("launch_s")  # part of the kernel's, so not another's
+    for unknown in ("", "nobody's"):
+        assert family.on(H100, "prefill", "bf16", "bf16", unknown)[0] == family
 
 
 def test_one_new_token_is_a_decode_to_frameworks_that_go_by_their_number() -> None:
