@@ -358,7 +358,7 @@ def _by(values: Any) -> str:
 
 def _sweep(problem: Problem, made: Sequence[Case], what: str | None, plot: Path | None, as_json: bool) -> None:
     if what not in SWEEPS:
-        raise CommandError("--sweep", str(what), " or ".join(SWEEPS))
+        raise CommandError("--sweep", what, " or ".join(SWEEPS))
     timed = [c for c in made if c.gpu]
     if len(timed) != 1 or timed[0].gpu is None:
         raise CommandError("--sweep", f"{len(timed)} targets", "one --target")

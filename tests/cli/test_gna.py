@@ -132,6 +132,7 @@ REFUSED = [
     (("gna", "-i", "64", "-w", "8", "--share", "2"), "from 0 to 1"),
     (("gna", "-i", "64", "-w", "8", "--sweep", "tiles", "--target", "h100-sxm"), "strides or windows"),
     (("gna", "-i", "64", "-w", "8", "--sweep", "strides"), "expected one --target"),
+    (("gna", "-i", "64", "-w", "8", "--plot", "x.svg"), "--sweep: found nothing"),
 ]
 
 
