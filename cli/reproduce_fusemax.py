@@ -80,11 +80,8 @@ def run(
     """
     models = [_resized(MODELS[m], head_dim, heads) for m in _chosen("--model", model, MODELS)]
     switches = ARTIFACT if artifact else frozenset()
-    folder = reference or Path(os.environ.get("EINSIGHT_REFERENCE", "../shared/reference")) / "fusemax"
+    folder = _folder(reference)
     _check_options(search, pareto, shapes, buffers, workload, plot, buffer_ports)
-    if reference is not None and not any(reference.glob("*.csv")):
-        lacks = "no .csv file there" if reference.is_dir() else "no such folder"
-        raise CommandError("--reference", f"{reference}: {lacks}", "the folder that holds attn-unfused.csv and its like")
     if pareto:
         return _pareto(models, switches, folder, as_csv, as_json, plot)
     if search:
@@ -113,6 +110,16 @@ def run(
     if artifact and (off := _off(found, known)):
         print_lines(["", *off])
         raise typer.Exit(1)
+
+
+def _folder(reference: Path | None) -> Path:
+    """Where the published tables are, if they are there; a folder that was named must hold some."""
+    if reference is None:
+        return Path(os.environ.get("EINSIGHT_REFERENCE", "../shared/reference")) / "fusemax"
+    if not any(reference.glob("*.csv")):
+        lacks = "no .csv file there" if reference.is_dir() else "no such folder"
+        raise CommandError("--reference", f"{reference}: {lacks}", "the folder that holds attn-unfused.csv and its like")
+    return reference
 
 
 def _check_options(
