@@ -78,7 +78,10 @@ def application(chosen: str) -> typer.Typer:
 def _print_version(wanted: bool) -> None:
     if wanted:
         metadata = importlib.import_module("importlib.metadata")
-        typer.echo(f"einsight {metadata.version('einsight')}")
+        try:
+            typer.echo(f"einsight {metadata.version('einsight')}")
+        except metadata.PackageNotFoundError:
+            typer.echo("einsight, not installed (running from the checkout)")
         raise typer.Exit
 
 

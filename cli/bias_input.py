@@ -20,6 +20,7 @@ from einsight.sim.bias_split import FORMATS, digits
 from einsight.sim.bias_svd import Matrix, Probe
 
 Loaded = NDArray[np.floating]
+LARGEST, FINITE = 1e60, "below 1e60, so that errors stay finite: a smaller --power, --scale or --seq"
 _WINDOW = re.compile(r"([0-9]{1,5})(?:x([0-9]{1,5}))?")
 
 
@@ -51,6 +52,9 @@ class Given:
         def probe(queries: int, keys: int) -> Probe:
             return Probe.random(queries, keys, head_dim, causal, drops_rows)
 
+        for option, value in (("--frequency", self.frequency), ("--scale", self.scale)):
+            if not np.isfinite(value):
+                raise CommandError(option, str(value), "a finite number")
         if self.kind == "absolute":
             return self._absolute(wanted, probe)
         if self.kind is not None:
@@ -90,6 +94,9 @@ class Given:
         if self.kind not in KINDS:
             raise CommandError("--kind", self.kind, f"one of {', '.join((*KINDS, 'absolute'))}")
         bias = KINDS[self.kind](self)
+        largest = max(float(np.abs(part).max(initial=0.0)) for part in (bias.whole.query, bias.whole.key))
+        if not largest < LARGEST:
+            raise CommandError(f"--kind {self.kind}", f"factors as large as {largest:.3g}", FINITE)
         return bias, bias.whole.query.shape[1], bias.whole.key.shape[1]
 
     @property
@@ -204,9 +211,17 @@ def _points(given: Given, dims: int) -> NDArray[np.float64]:
 def _cut(given: Given, points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(queries, keys) of one cloud: all of a file's points, or the lengths asked for."""
     if given.points is not None:
+        _same_tokens(given, len(points), str(given.points))
         return points, points
     queries, keys = given.lengths
     return points[:queries], points[:keys]
+
+
+def _same_tokens(given: Given, found: int, file: str) -> None:
+    """Lengths beside a file of tokens say what the file has, or nothing."""
+    for option, asked in (("--seq-q", given.queries), ("--seq-kv", given.keys)):
+        if asked not in (None, found):
+            raise CommandError(option, str(asked), f"{found}, as {file} has tokens (or leave it out)")
 
 
 def _distance(given: Given, weighted: bool) -> ExactBias:
@@ -219,7 +234,9 @@ def _segments(given: Given) -> ExactBias:
     if given.table is None or given.classes is None:
         expected = "--table FILE.npy [heads, K, K] and --classes FILE.npy, one class a token"
         raise CommandError("--kind segments", "not both files", expected)
-    return exact.segments(load(given.table), load(given.classes))
+    classes = load(given.classes)
+    _same_tokens(given, len(classes), str(given.classes))
+    return exact.segments(load(given.table), classes)
 
 
 KINDS: Mapping[str, Callable[[Given], ExactBias]] = {

@@ -51,8 +51,11 @@ def run(
     """
     if leave_out and leave_one_out:
         raise CommandError("--leave-out", "it beside --leave-one-out", "one of them")
+    _check_writable(out)
     fam, cases = load_family(family), measured.read(files)
     device = _profile(leave_out) if leave_out else None
+    if device and not any(_on_device(cases, device)):
+        raise CommandError("--leave-out", leave_out, f"a device that the files have rows of, one of {', '.join(_named(cases))}")
     fits = calibrate(samples(cases, fam, device), fam)
     if not fits:
         raise CommandError("FILE", f"no row to fit {fam.name} on", "at least 40 cases of 15 us and more that run it")
@@ -72,6 +75,18 @@ def run(
         _print_left_out(name, found)
     if out is not None:
         print_lines([f"{out}: {len(fits)} fits of {fam.name} on {on}"])
+
+
+def _check_writable(out: Path | None) -> None:
+    """Refuses at once what would fail after the fits, which take minutes."""
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        found = f"{out}, a folder" if out.is_dir() else f"{out}, in a folder that does not exist"
+        raise CommandError("--out", found, "a file to write, in a folder that exists")
+
+
+def _named(cases: measured.Measured) -> list[str]:
+    """The devices of the rows: profiles where they are known, else as the driver prints them."""
+    return sorted({find_device(name) or repr(name) for name in measured.codes(cases.device)[0]})
 
 
 def _write_frameworks(folder: Path, family: str, fits: Sequence[Fitted], on: str) -> None:

@@ -76,6 +76,9 @@ def _cascades(what: str, sizes: Mapping[str, int]) -> list[tuple[Cascade, dict[s
     """The cascade that is named, with its sizes bound; of a workload file the composed ones with the file's sizes."""
     if _is_workload(what):
         return [_sized(w.composed(), {**w.composed_sizes, **sizes}) for w in load_workloads(what)]
+    if what in library.fragments():
+        expected = f"a cascade; {what} is a fragment, which `einsight cascades {what}` shows and a workload's bias names"
+        raise parsing.CommandError("CASCADE", what, expected)
     return [_sized(library.load(what), sizes)]
 
 

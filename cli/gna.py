@@ -291,13 +291,15 @@ def _rows(
 ) -> list[tuple[str, str]]:  # fmt: skip
     gna, t, b = problem.gna, case.tiles, case.bounds
     extra = "" if not any(gna.causal) else f", causal {_by(int(c) for c in gna.causal)}"
-    sparse = "yes: no score needs the mask" if case.sparsity.fully else f"no: {case.sparsity.reason}"
+    needed = "no score needs the mask" + (", the padded end of the grid aside" if t.masked else "")
+    sparse = f"yes: {needed}" if case.sparsity.fully else f"no: {case.sparsity.reason}"
     if case.sparsity.fully != natten_rule(gna, case.pair.q, case.pair.kv) and case.tiling == "static":
         sparse += "; NATTEN's conservative rule says otherwise and masks"
+    foreign = f"; {case.kernel.name} has no such pair" if case.gpu and not case.built else ""
     rows = [
         ("mask", f"window {_by(gna.window)}, stride {_by(gna.stride)}, dilation {_by(gna.dilation)}{extra}"),
         ("sparsity", f"{100 * (1 - 1 / b.flop):.1f} %"),
-        ("tiles (Q / KV)", f"{case.pair}, {case.tiling}" + ("" if case.built else f"; {case.kernel.name} has no such pair")),
+        ("tiles (Q / KV)", f"{case.pair}, {case.tiling}{foreign}"),
         ("speedup at most", f"{b.flop:.2f}x by FLOPs, {b.worst:.2f}x by the worst tile, {b.average:.2f}x by the average tile"),
         ("KV tiles", f"{t.total:,} over {t.q_tiles:,} Q tiles, at most {t.most} of {t.dense}; {t.masked:,} need a mask"),
         ("padding", f"queries x{t.q_padding:.3g}, keys x{t.kv_padding:.3g}; {b.padded:.2f}x by the average tile with it"),
@@ -358,7 +360,7 @@ def _by(values: Any) -> str:
 
 def _sweep(problem: Problem, made: Sequence[Case], what: str | None, plot: Path | None, as_json: bool) -> None:
     if what not in SWEEPS:
-        raise CommandError("--sweep", str(what), " or ".join(SWEEPS))
+        raise CommandError("--sweep", what, " or ".join(SWEEPS))
     timed = [c for c in made if c.gpu]
     if len(timed) != 1 or timed[0].gpu is None:
         raise CommandError("--sweep", f"{len(timed)} targets", "one --target")

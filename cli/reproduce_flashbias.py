@@ -13,6 +13,7 @@ from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.reports import flashbias
 from einsight.reports.flashbias import Row
 from einsight.reports.flashbias_kernels import ASSUMED_TARGET
+from einsight.sim.hardware import load_gpu
 
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print rows as CSV and nothing else.")]
 On = Annotated[str, typer.Option("--target", metavar="NAME", help="The GPU; the publication does not state it.")]
@@ -29,6 +30,7 @@ def run(target: On = ASSUMED_TARGET, as_csv: AsCsv = False, as_json: Json = Fals
 
     Example: einsight reproduce flashbias
     """
+    load_gpu(target)  # an array, or a name that is none, is refused with what was expected
     rows = flashbias.rows(target)
     wrong = [r for r in rows if r.same_sign is False]
     if as_csv:

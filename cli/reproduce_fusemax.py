@@ -27,6 +27,9 @@ PUBLISHED = {"traffic_bytes": "traffic", "latency_s": "latency", "energy_pj": "e
 ALLOWED = {"traffic_bytes": 1e-9, "latency_s": 1e-9, "energy_pj": 1e-4, "util_2d": 1e-9, "util_1d": 1e-9}
 """Relative difference that `--artifact` may leave; the artifact's energies carry rounded constants."""
 
+SHAPES, BUFFERS = "16,32,64,128,256,512", "256k,1m,4m,16m"
+"""What `--search` walks where nothing is asked for."""
+
 Designs = Annotated[str, typer.Option("--design", metavar="NAME[,NAME]|all", help=f"Of {', '.join(TARGETS)}.")]
 Models = Annotated[str, typer.Option("--model", metavar="BERT|TrXL|T5|XLM|all", help="Whose encoder layer.")]
 Lengths = Annotated[str, typer.Option("--seq", metavar="1K,4K|all", help="Tokens; any such as 24K, too.")]
@@ -61,8 +64,8 @@ def run(
     heads: Heads = None,
     reference: Reference = None,
     search: Search = False,
-    shapes: Shapes = "16,32,64,128,256,512",
-    buffers: Buffers = "256k,1m,4m,16m",
+    shapes: Shapes = SHAPES,
+    buffers: Buffers = BUFFERS,
     workload: File = None,
     plot: Plot = None,
     buffer_ports: Ports = False,
@@ -77,7 +80,8 @@ def run(
     """
     models = [_resized(MODELS[m], head_dim, heads) for m in _chosen("--model", model, MODELS)]
     switches = ARTIFACT if artifact else frozenset()
-    folder = reference or Path(os.environ.get("EINSIGHT_REFERENCE", "../shared/reference")) / "fusemax"
+    folder = _folder(reference)
+    _check_options(search, pareto, shapes, buffers, workload, plot, buffer_ports)
     if pareto:
         return _pareto(models, switches, folder, as_csv, as_json, plot)
     if search:
@@ -100,10 +104,36 @@ def run(
             "headlines": [asdict(h) for h in fusemax.headlines(fusemax.attention(*asked), rows)], "artifact": artifact,
         })  # fmt: skip
     _print_rows(found, known, "Encoder layers" if end_to_end else "Attention", artifact)
+    if not folder.is_dir():
+        print_lines(["", f"{folder}: not there, so only our own rows; --reference DIR names the published ones"])
     _print_headlines(fusemax.attention(*asked), rows)
     if artifact and (off := _off(found, known)):
         print_lines(["", *off])
         raise typer.Exit(1)
+
+
+def _folder(reference: Path | None) -> Path:
+    """Where the published tables are, if they are there; a folder that was named must hold some."""
+    if reference is None:
+        return Path(os.environ.get("EINSIGHT_REFERENCE", "../shared/reference")) / "fusemax"
+    if not any(reference.glob("*.csv")):
+        lacks = "no .csv file there" if reference.is_dir() else "no such folder"
+        raise CommandError("--reference", f"{reference}: {lacks}", "the folder that holds attn-unfused.csv and its like")
+    return reference
+
+
+def _check_options(
+    search: bool, pareto: bool, shapes: str, buffers: str, workload: Path | None, plot: Path | None, ports: bool
+) -> None:
+    """Refuses what would be ignored without --search (or, for a picture, --pareto)."""
+    used = {
+        "--shapes": shapes != SHAPES, "--buffers": buffers != BUFFERS, "--workload": workload is not None,
+        "--buffer-ports": ports,
+    }  # fmt: skip
+    for option in (name for name, given in used.items() if given and not search):
+        raise CommandError(option, f"{option} alone", "--search beside it")
+    if plot is not None and not (search or pareto):
+        raise CommandError("--plot", str(plot), "--search or --pareto beside it: they are drawn")
 
 
 def _chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
@@ -189,7 +219,7 @@ def _print_rows(
         cells.append((row.design, row.model, row.seq_len, *_shown(ours), ""))
         if table := known.get(row.key):
             off = max((ours[name] / value - 1 for name, value in table.items()), key=abs)
-            cells.append(("", "", "published", *_shown(table), f"{off:+.1e}"))
+            cells.append(("published", "", "", *_shown(table), f"{off:+.1e}"))
     print_table(f"{what}, {mode}", columns, cells, right=columns[2:8])
 
 

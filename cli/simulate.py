@@ -130,13 +130,25 @@ def _sweep(
     if as_json:
         return print_json(_sweep_json(workload, curves, limit_s))
     title = f"{workload.name}: time by {axis.size}"
-    shown = range(0, len(axis.values), -(-len(axis.values) // SHOWN_POINTS))
+    shown = _shown(len(axis.values))
     rows = [(f"{axis.values[i]}", *(f"{units.format_time(c.time_s[i])}  {c.bound[i]}" for c in curves)) for i in shown]
-    print_table(title, (axis.size, *(c.target for c in curves)), rows, right=(axis.size,))
+    print_table(title, (axis.size, *(c.label for c in curves)), rows, right=(axis.size,))
+    if len(shown) < len(axis.values):
+        print_lines([f"{len(shown)} of {len(axis.values)} points; --json has all"])
     print_lines(f"fastest from {axis.size} = {value} on: {name}" for value, name in crossovers(curves))
     if limit_s is not None:
-        answers = {c.target: longest_within(workload, c, limit_s) or "none" for c in curves}
-        print_lines(f"largest {axis.size} within {within} on {name}: {found}" for name, found in answers.items())
+        answers = {c.label: longest_within(workload, c, limit_s) for c in curves}
+        print_lines(
+            f"largest {axis.size} within {within} on {name}: {value or 'none'}"
+            + (", where the sweep ends" if value == axis.values[-1] else "")
+            for name, value in answers.items()
+        )
+
+
+def _shown(points: int) -> list[int]:
+    """Which points are printed: the first, the last, and evenly spread ones between them."""
+    most = min(points, SHOWN_POINTS)
+    return sorted({round(k * (points - 1) / max(most - 1, 1)) for k in range(most)})
 
 
 def _seconds(within: str) -> float:
@@ -157,5 +169,5 @@ def _sweep_json(workload: Workload, curves: Sequence[Curve], limit_s: float | No
     }
     if limit_s is not None:
         found["within_s"] = limit_s
-        found["largest_within"] = {c.target: longest_within(workload, c, limit_s) for c in curves}
+        found["largest_within"] = {c.label: longest_within(workload, c, limit_s) for c in curves}
     return found

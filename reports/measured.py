@@ -155,7 +155,7 @@ def _numbers(path: Path, name: str, texts: Sequence[str]) -> Numbers:
     else:
         low = 0 if name == "window" else 1
         good, expected = (values >= low) & (values == np.floor(values)), f"a whole number of at least {low}"
-    _check(path, name, texts, good & (values < MAX_LENGTH), expected)
+    _check(path, name, texts, good & (values < MAX_LENGTH), f"{expected}, below 2^40")
     return values
 
 

@@ -197,6 +197,10 @@ def load_architecture(path: Path) -> Architecture:
     )
 
 
+PEAK_ALLOWED = 0.04
+"""Relative difference between the printed peak and SMs x rate x clock: vendors round, and quote clocks of their own."""
+
+
 @cache
 def _load(path: Path) -> Gpu | Array:
     root = strict_yaml.load(path)
@@ -213,7 +217,7 @@ def _gpu(root: Item, path: Path) -> Gpu:
     _same_as_file(table["name"], path)
     tensor, peak = table["tensor"].table(optional=DTYPES), table["peak"].table(optional=DTYPES)
     clock = table.get("peak_clock")
-    return Gpu(
+    gpu = Gpu(
         name=table["name"].text(),
         title=table["title"].text(),
         kind=table["kind"].text(),
@@ -225,6 +229,22 @@ def _gpu(root: Item, path: Path) -> Gpu:
         peak_hz=quantity(clock, "Hz") if clock else None,
         **{name: quantity(table[key], unit) for name, (key, unit) in _GPU_QUANTITIES.items()},
     )
+    for dtype, item in peak.items():
+        _check_peak(gpu, dtype, item)
+    return gpu
+
+
+def _check_peak(gpu: Gpu, dtype: str, item: Item) -> None:
+    """SMs x rate x clock has to give the peak that the vendor prints: a wrong clock, rate or sparse peak shows here."""
+    if dtype not in gpu.tensor_flops_per_cycle:
+        raise item.error(f"a rate of {dtype} under `tensor`, too", found=f"a peak of {dtype} alone")
+    clock, printed = gpu.peak_hz or gpu.boost_hz, gpu.peak_flops_per_s[dtype]
+    made = gpu.tensor_flops_per_s(dtype, clock.value)
+    if abs(made / printed.value - 1) > PEAK_ALLOWED:
+        name = "peak_clock" if gpu.peak_hz else "boost"
+        hint = "is it the peak with sparsity?" if 1.9 < printed.value / made < 2.1 else "peak_clock names another clock"
+        gives = f"what sms x tensor.{dtype} x {name} gives, {made * 1e-12:.4g} TFLOP/s"
+        raise item.error(f"{gives}, within {PEAK_ALLOWED:.0%}", hint, printed.text)
 
 
 def _array(root: Item, path: Path) -> Array:

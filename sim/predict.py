@@ -25,8 +25,8 @@ from einsight.sim.mask_pairs import live_points
 from einsight.sim.mask_predicate import predicate
 from einsight.sim.plan import Plan, plan
 from einsight.sim.prediction import Bound, Later, Prediction
-from einsight.sim.traffic import OUTER
-from einsight.sim.units import format_si
+from einsight.sim.traffic import OUTER, elements
+from einsight.sim.units import format_si, format_time
 from einsight.sim.work import KEY, QUERY
 from einsight.sim.workload import Workload
 
@@ -276,7 +276,7 @@ def _reasons(found: Estimate, gpu: Gpu, family: Family, dtype: str):  # type: ig
             shorter = "smaller tiles" if any(k.name == "column" for k in found.kernels) else "more splits"
             return f"longest block: {seconds * hz:.0f} cycles of dependent tiles at {gpu.boost_hz.text}; {shorter} shorten it"
         launch = family.constants["launch_s"]
-        return f"launch: {launch.text} per call ({launch.kind}: {launch.source})"
+        return f"launch: {format_time(launch.value)} per call ({launch.kind}: {launch.source})"
 
     return because
 
@@ -294,6 +294,15 @@ def _assumptions(gpu: Gpu, family: Family, made: Plan, found: Estimate, note: st
         notes.append(f"family {family.name}: constants not fitted on measurements: {', '.join(unfitted)}")
     if not found.cases.tiles.exact:
         notes.append("tiles counted on evenly spaced query blocks")
+    if (taken := _operand_bytes(made, found)) > gpu.hbm_bytes.value:
+        notes.append(f"operands and results take {format_si(taken, 'B')}, more than the {gpu.hbm_bytes.text} of {gpu.name}")
     return (*notes, *found.notes)
+
+
+def _operand_bytes(made: Plan, found: Estimate) -> float:
+    """Bytes of the cascade's inputs and outputs, each held once; what an unfused kernel stores between is not in it."""
+    sizes = found.cases.sizes
+    held = (t for t in (*made.cascade.inputs, *made.cascade.outputs) if sizes.keys() >= set(t.ranks))
+    return sum(made.widths[t.name] * float(np.ravel(elements(t, sizes))[0]) for t in held)
 
 

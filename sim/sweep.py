@@ -6,8 +6,9 @@ the swept curve, the first to a whole number and the second to one step of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from einsight.sim.estimate import Estimate, estimate
 from einsight.sim.hardware import load_gpu, load_hardware
-from einsight.sim.mask import Mask
+from einsight.sim.mask import MAX_SIZE, Mask
 from einsight.sim.predict import family_on
 from einsight.sim.schedule import Array
 from einsight.sim.work import KEY, QUERY
@@ -57,6 +58,12 @@ class Curve:
     bound: tuple[str, ...]
     mapping: tuple[str, ...] = ()
     asked: str = ""  # the target as it was named, with the family
+
+    @property
+    def label(self) -> str:
+        """The target, with the family where one was named: two families of one target are two curves."""
+        _, colon, family = self.asked.partition(":")
+        return self.target + colon + family if family else self.target
 
     def bracket(self, seconds: float) -> tuple[int | None, int | None]:
         """(last value whose time, like that of all before it, is at most `seconds`; the next one), None where there is none."""
@@ -103,14 +110,26 @@ def _number(text: str, whole: str) -> int:
     value = text.strip().lower()
     scale = _SCALES.get(value[-1:], 1)
     digits = value[:-1] if scale > 1 else value
-    if not digits.isdigit() or int(digits) < 1:
-        raise SweepError(f"--sweep: found {text!r} in {whole!r}; expected a positive whole number, such as 4096 or 4k")
-    return int(digits) * scale
+    number = int(digits) * scale if re.fullmatch("[0-9]{1,15}", digits) else 0
+    if not 1 <= number <= MAX_SIZE:
+        raise SweepError(
+            f"--sweep: found {text!r} in {whole!r}; expected a positive whole number, such as 4096 or 4k, up to 2^40"
+        )
+    return number
 
 
 def sweep(workload: Workload, axis: Axis, targets: Sequence[str]) -> tuple[Curve, ...]:
     """The workload's time on each target at each value of the axis. Raises as `predict` does."""
+    sizes = swept_sizes(workload, axis)
+    for i in (0, -1):  # what a workload of such sizes would be refused for: the rules about sizes only grow along an axis
+        replace(workload, sizes=_point(workload, sizes, i))
     return tuple(_curve(workload, axis, target) for target in targets)
+
+
+def _point(workload: Workload, sizes: Mapping[str, Array], i: int) -> dict[str, int]:
+    """The lower-case sizes of point i, h in place of j."""
+    own = {name: int(sizes[name.upper()][i]) for name in workload.sizes if name not in ("h", "j")}
+    return own | {"h": int(sizes["G"][i] * sizes["J"][i])}
 
 
 def longest_within(workload: Workload, curve: Curve, seconds: float) -> int | None:
@@ -163,11 +182,7 @@ def _array_curve(workload: Workload, axis: Axis, name: str, design: str) -> Curv
 
     array = load_array(name)
     sizes = swept_sizes(workload, axis)
-    own = [name for name in workload.sizes if name not in ("h", "j")]
-    points = [
-        {name: int(sizes[name.upper()][i]) for name in own} | {"h": int(sizes["G"][i] * sizes["J"][i])}
-        for i in range(len(axis.values))
-    ]
+    points = [_point(workload, sizes, i) for i in range(len(axis.values))]
     found = array_times(workload, array, design, points)
     time, bound = tuple(b.time_s for b in found), tuple(b.name for b in found)
     asked = f"{name}:{design}" if design else name
@@ -218,6 +233,6 @@ def crossovers(curves: Sequence[Curve]) -> tuple[tuple[int, str], ...]:
     best = times.argmin(axis=0)
     out: list[tuple[int, str]] = []
     for value, index in zip(curves[0].axis.values, best, strict=True):
-        if not out or out[-1][1] != curves[index].target:
-            out.append((value, curves[index].target))
+        if not out or out[-1][1] != curves[index].label:
+            out.append((value, curves[index].label))
     return tuple(out)

@@ -9,7 +9,7 @@ from einsight.einsum import library
 from einsight.einsum.compose import IllegalComposition
 from einsight.sim.additions import WorkloadError, additions_from
 from einsight.sim.mask import MaskError, mask_from
-from einsight.sim.strict_yaml import Item, SpecError, load
+from einsight.sim.strict_yaml import Item, SpecError, did_you_mean, load
 from einsight.sim.workload import CACHES, PHASES, Workload
 
 REQUIRED_KEYS = ("name", "cascade", "sizes", "dtype")
@@ -36,7 +36,7 @@ def _workload(item: Item, folder: Path) -> Workload:
     try:
         found = Workload(
             name=table["name"].text(),
-            cascade=_located(table["cascade"].text(), folder, library.names()),
+            cascade=_cascade(table["cascade"], folder),
             sizes=sizes,
             dtype=default,
             dtypes=dtypes,
@@ -83,6 +83,17 @@ def _check_dtypes(found: Workload, item: Item) -> None:
         inputs = [t.name for part in (found.base, *found.fragments) for t in part.inputs if t.ranks]
         if missing := [name for name in inputs if name not in found.dtypes]:
             raise item.error(f"also {', '.join(missing)}, or a `default`", found=f"only {', '.join(found.dtypes)}")
+
+
+def _cascade(item: Item, folder: Path) -> str:
+    """A library name, or the path of a cascade file; any other name is refused here, where its line is known."""
+    known, name = library.names(), item.text()
+    found = _located(name, folder, known)
+    if name not in known and not name.endswith(".casc") and not Path(name).exists():
+        raise item.error(
+            f"the path of a .casc file, or one of: {', '.join(known)}", did_you_mean(name, known), f'"{name}", no such cascade'
+        )
+    return found
 
 
 def _located(name: str, folder: Path, known: tuple[str, ...]) -> str:

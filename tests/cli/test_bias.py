@@ -193,6 +193,11 @@ def test_what_is_not_useful_is_said_with_its_curve(einsight: Einsight, files: Pa
         (("--matrix", "single.npy", "--seq-q", "8"), "--seq-q"),
         (("--matrix", "matrix.npy", "--heads", "2"), "--heads"),
         (("--matrix", "matrix.npy", "--energy", "1.2"), "(0, 1]"),
+        (("--kind", "cosine", "--seq", "64", "--frequency", "nan"), "--frequency: found 'nan'"),
+        (("--kind", "cosine", "--seq", "64", "--scale", "inf"), "--scale: found 'inf'"),
+        (("--kind", "polynomial", "--seq", "512", "--power", "100"), "errors stay finite"),
+        (("--kind", "distance", "--points", "points.npy", "--seq", "65"), "64, as points.npy has tokens"),
+        (("--kind", "segments", "--table", "swin.npy", "--classes", "classes.npy", "--seq", "7"), "as classes.npy has tokens"),
     ],
 )  # fmt: skip
 def test_bad_input_says_what_is_wrong(

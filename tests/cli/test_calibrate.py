@@ -146,6 +146,9 @@ def test_the_text_around_the_fits_is_kept() -> None:
         (("--family", "flash9"), "flash9"),
         (("--family", "flash2", "--leave-out", "NVIDIA Nothing"), "NVIDIA Nothing"),
         (("--family", "flash2", "--leave-out", "l40s", "--leave-one-out"), "--leave-out"),
+        (("--family", "flash2", "--leave-out", "b200"), "the files have rows of, one of a100-sxm-80gb"),
+        (("--family", "flash2", "--out", "."), "a folder"),
+        (("--family", "flash2", "--out", "absent/fitted.yaml"), "in a folder that does not exist"),
     ],
 )
 def test_bad_options_are_one_message(einsight: Einsight, tables: list[str], words: tuple[str, ...], why: str) -> None:

@@ -34,3 +34,8 @@ def test_the_fold_is_shown_with_its_counts(einsight: Einsight, workload: str) ->
 
 def test_without_a_bias_nothing_is_added(einsight: Einsight) -> None:
     assert "concatenated" not in einsight("explain", "one_pass", "--json").json
+
+
+def test_a_fragment_is_no_cascade_but_is_known(einsight: Einsight) -> None:
+    ran = einsight("explain", "alibi")
+    assert ran.code == 2 and "alibi is a fragment, which `einsight cascades alibi` shows" in ran.err

@@ -132,6 +132,7 @@ REFUSED = [
     (("gna", "-i", "64", "-w", "8", "--share", "2"), "from 0 to 1"),
     (("gna", "-i", "64", "-w", "8", "--sweep", "tiles", "--target", "h100-sxm"), "strides or windows"),
     (("gna", "-i", "64", "-w", "8", "--sweep", "strides"), "expected one --target"),
+    (("gna", "-i", "64", "-w", "8", "--plot", "x.svg"), "--sweep: found nothing"),
 ]
 
 
@@ -139,3 +140,17 @@ REFUSED = [
 def test_bad_input_is_refused_with_the_reason(einsight: Einsight, words: tuple[str, ...], message: str) -> None:
     found = einsight(*words)
     assert found.code == 2 and message in found.err, found.err
+
+
+def test_dense_attention_with_and_without_padding(einsight: Einsight) -> None:
+    """Without a window no score is masked; tiles that reach over the end of the grid still compare positions."""
+    words = ("--q-tile", "8x8", "--kv-tile", "8x8")
+    whole, padded = (einsight("gna", "-i", grid, *words).out for grid in ("16x16", "15x16"))
+    assert "; 0 need a mask" in whole and "yes: no score needs the mask\n" in whole
+    assert "; 0 need a mask" not in padded and "the mask, the padded end of the grid aside\n" in padded
+
+
+def test_tiles_without_a_target_are_no_kernel_s(einsight: Einsight) -> None:
+    words = ("gna", "-i", "64x64", "-w", "7", "--q-tile", "2x32", "--kv-tile", "2x32")
+    assert "has no such pair" not in einsight(*words).out
+    assert "hopper-fna has no such pair" in einsight(*words, "--target", "h100-sxm").out

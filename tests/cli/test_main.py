@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -158,3 +159,12 @@ def test_verbs_parse_and_print_only() -> None:
         names = {n.func.id for n in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
                  if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}  # fmt: skip
         assert not names & {"eval", "exec", "__import__"}, file
+
+
+def test_version_where_nothing_is_installed(einsight: Einsight, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", absent)
+    ran = einsight("--version")
+    assert (ran.code, ran.out) == (0, "einsight, not installed (running from the checkout)\n")

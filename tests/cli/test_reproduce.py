@@ -42,6 +42,36 @@ def test_csv_of_layers_and_arrays(einsight: Einsight) -> None:
     assert len(arrays) == 24 and {r["pe_dim"] for r in arrays} == {"16", "32", "64", "128", "256", "512"}
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--artifact", "--reference", "absent"), "absent: no such folder"),
+        (("--artifact", "--reference", "."), "no .csv file there"),
+        (("--shapes", "64"), "--search beside it"),
+        (("--buffers", "1m"), "--search beside it"),
+        (("--workload", "mine.yaml"), "--search beside it"),
+        (("--buffer-ports",), "--search beside it"),
+        (("--plot", "x.svg"), "--search or --pareto beside it"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    einsight: Einsight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = einsight("reproduce", "fusemax", *words)
+    assert ran.code == 2 and message in ran.err and ran.out == ""
+
+
+def test_a_comparison_without_published_rows_says_so(einsight: Einsight, tmp_path: Path) -> None:
+    ran = einsight("reproduce", "fusemax", "--artifact", "--model", "BERT", "--seq", "1K")
+    assert ran.code == 0 and f"{tmp_path / 'nowhere' / 'fusemax'}: not there, so only our own rows" in ran.out
+
+
+def test_biases_of_gpus_are_not_reproduced_on_an_array(einsight: Einsight) -> None:
+    ran = einsight("reproduce", "flashbias", "--target", "fusemax")
+    assert ran.code == 2 and "a spatial array; expected a GPU" in ran.err
+
+
 def test_arrays_of_the_paper_as_a_picture(einsight: Einsight, tmp_path: Path) -> None:
     file = tmp_path / "sides.svg"
     ran = einsight("reproduce", "fusemax", "--pareto", "--model", "BERT", "--plot", str(file))

@@ -224,6 +224,26 @@ def test_sweep_agrees_with_single_predictions(einsight: Einsight) -> None:
     assert found["fastest"][0] == {"from": 1024, "target": fastest}
 
 
+def test_a_sweep_over_two_families_of_one_target_answers_for_both(einsight: Einsight) -> None:
+    words = ("simulate", *SHAPE, "--target", "h100-sxm", "--target", "h100-sxm:unfused", "--sweep", "n=1k:64k:9")
+    found = einsight(*words, "--within", "1 ms", "--json").json["largest_within"]
+    assert 0 < found["h100-sxm:unfused"] < found["h100-sxm"]
+    out = einsight(*words, "--within", "1 ms").out
+    for name, value in found.items():
+        assert f"largest n within 1 ms on {name}: {value}\n" in out
+
+
+@pytest.mark.parametrize("points", [1, 2, 12, 13, 29, 1000])
+def test_a_printed_sweep_has_both_ends_and_says_what_it_leaves_out(einsight: Einsight, points: int) -> None:
+    axis = f"b=1:{points}:{points}:linear"
+    out = einsight("simulate", *SHAPE, "--target", "h100-sxm", "--sweep", axis, "--within", "1000 s").out
+    shown = [int(line.split()[0]) for line in out.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
+    assert (f"12 of {points} points; --json has all" in out) == (points > 12)
+    values = shown[: min(points, 12)]
+    assert (values[0], values[-1], len(set(values))) == (1, points, min(points, 12))
+    assert f"largest b within 1000 s on h100-sxm: {points}, where the sweep ends" in out
+
+
 @pytest.mark.parametrize("extra", [(), ("--sweep", "n=1k:4k")])
 def test_plot_writes_a_picture(einsight: Einsight, tmp_path: Path, extra: tuple[str, ...]) -> None:
     picture = tmp_path / "picture.svg"

@@ -63,6 +63,7 @@ REFUSED = [
     (changed(latency_ms="nan"), 3, "latency_ms: found 'nan'"),
     (changed(latency_ms="inf"), 3, "latency_ms: found 'inf'"),
     (changed(latency_ms="0"), 3, "latency_ms: found '0'; expected a time above 0"),
+    (changed(latency_ms="1e300"), 3, "latency_ms: found '1e300'; expected a time above 0, below 2^40"),
     (changed(latency_ms=""), 3, "latency_ms: found ''"),
     (changed(heads_kv="5"), 3, "heads_kv: found '5'; expected a divisor of heads_q"),
     (changed(seq_q="2048"), 3, "seq_q: found '2048'; expected at most seq_kv"),

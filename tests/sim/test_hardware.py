@@ -143,6 +143,8 @@ def test_unknown_name() -> None:
         ("prefill: flash3", "prefil: flash3", 'did you mean "prefill"'),
         (', source: "maximum SM clock that the driver reports"', "", "the key source"),
         ("tdp:", "boost:", "a second time"),
+        ('"989.4 TFLOP/s"', '"1979 TFLOP/s"', "is it the peak with sparsity?"),
+        ("{value: 132,", "{value: 120,", "what sms x tensor."),
     ],
 )
 def test_bad_profiles_name_file_place_and_fix(tmp_path: Path, old: str, new: str, message: str) -> None:

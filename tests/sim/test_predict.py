@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ from einsight.einsum.compose import IllegalComposition
 from einsight.sim import Workload, predict
 from einsight.sim.predict import IllegalMapping
 from einsight.sim.strict_yaml import SpecError
+from einsight.sim.units import format_si
 
 B, H, G, N, E = 2, 8, 2, 4096, 128
 
@@ -83,3 +85,19 @@ def test_a_window_re_reads_only_what_its_neighbours_share() -> None:
     assert predict(long, "h100-sxm").bytes_by_memory["HBM"] == once
     whole = predict(attention(batch=1, seq_q=512 * 1024, mask="causal"), "h100-sxm")
     assert whole.bytes_by_memory["HBM"] > 2 * once
+
+
+@pytest.mark.parametrize(("keys", "fits"), [(2_441_000, True), (2_442_000, False)])
+def test_operands_beyond_the_memory_of_the_device_are_said(keys: int, fits: bool) -> None:
+    """K and V of 32 sequences, 2 KV heads and 128 dimensions in two bytes take 32 KiB a key; the device has 80 GB."""
+    work = Workload.attention(batch=32, heads=16, kv_heads=2, seq_q=1, seq_kv=keys, head_dim=128, phase="decode")
+    beyond = [note for note in predict(work, "h100-sxm").assumptions if "operands and results" in note]
+    taken = 2 * 32 * 2 * keys * 128 * 2 + 2 * 32 * 16 * 128 * 2
+    assert (taken <= 80e9) == fits == (not beyond)
+    assert all(f"take {format_si(taken, 'B')}, more than the 80 GB of h100-sxm" in note for note in beyond)
+
+
+@pytest.mark.parametrize("target", ["h100-sxm", "h100-sxm:unfused"])
+def test_a_launch_is_told_with_its_unit(target: str) -> None:
+    [launch] = [b for b in predict(attention(), target).bounds if b.name == "launch"]
+    assert re.match(r"launch: [0-9.]+ us per call \((fitted|assumed): ", launch.because), launch.because

@@ -8,6 +8,7 @@ import pytest
 
 from einsight.sim import Workload, predict
 from einsight.sim.sweep import SweepError, crossovers, longest_within, parse_axis, sweep
+from einsight.sim.workload import WorkloadError
 
 
 def prefill(seq: int, **more: object) -> Workload:
@@ -26,7 +27,8 @@ def test_axis_texts(text: str, first: int, last: int, count: int) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "n", "n=", "n=1k", "n=4k:1k", "n=1:2:3:4:5", "n=a:b", "n=0:5", "n=-1:5",
-     "n=1k:2k:3:cubic", "=1:2", "n=1.5:2", "n=1:9:2000000"],
+     "n=1k:2k:3:cubic", "=1:2", "n=1.5:2", "n=1:9:2000000", "n=1:2\u00b2", "n=1k:99999999999999999999999", "n=1:2048g",
+     "n=1k:1048577m"],
 )  # fmt: skip
 def test_bad_axis_texts_say_what_is_expected(text: str) -> None:
     with pytest.raises(SweepError, match=r"expected|at most"):
@@ -95,3 +97,24 @@ def test_a_step_back_of_the_time_comes_with_another_mapping() -> None:
     [curve] = sweep(prefill(1, seq_kv=1024), parse_axis("n=128:32k:200:linear"), ["h100-sxm"])
     steps = zip(curve.time_s, curve.time_s[1:], curve.mapping, curve.mapping[1:], strict=False)
     assert all(before != after for t, later, before, after in steps if later < t * (1 - 1e-9))
+
+
+@pytest.mark.parametrize(
+    ("phase", "queries", "keys", "axis", "refused"),
+    [("decode", 1, 8192, "m=1:65", "65 queries"), ("decode", 4, 8192, "n=2:8192", "4 queries"),
+     ("prefill", 4096, 8192, "n=1k:8k", "4096 queries for 1024 keys")],
+)  # fmt: skip
+def test_a_sweep_refuses_the_sizes_that_a_workload_refuses(
+    phase: str, queries: int, keys: int, axis: str, refused: str
+) -> None:
+    work = Workload.attention(heads=8, seq_q=queries, seq_kv=keys, head_dim=128, mask="causal", phase=phase)
+    with pytest.raises(WorkloadError, match=refused):
+        sweep(work, parse_axis(axis), ["h100-sxm"])
+
+
+def test_two_families_of_one_target_are_two_curves() -> None:
+    curves = sweep(prefill(1024), parse_axis("n=1k,4k"), ["h100-sxm", "h100-sxm:unfused"])
+    assert [c.label for c in curves] == ["h100-sxm", "h100-sxm:unfused"]
+    assert crossovers(curves) == ((1024, "h100-sxm"),)
+    assert crossovers(curves[::-1]) == ((1024, "h100-sxm"),)
+    assert crossovers(curves[1:]) == ((1024, "h100-sxm:unfused"),)

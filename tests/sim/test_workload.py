@@ -203,7 +203,7 @@ GOOD = {
         ({"sizes": "{H: 4, m: 8, n: 8, e: 4, h: 2}"}, ["sizes.H", "lower case"]),
         ({"sizes": "{h: 4, m: 9, n: 8, e: 4}", "mask": "[causal]"}, ["sizes.m", "first 1 would see none"]),
         ({"sizes": "{h: 4, m: 100, n: 800, e: 4}", "phase": "decode"}, ["sizes.m", "at most 64", "prefill"]),
-        ({"cascade": "stabel"}, ["stabel", "no such cascade"]),
+        ({"cascade": "stabel"}, ["stabel", "no such cascade", ".yaml:", 'did you mean "stable"']),
         ({"dtype": "fp17"}, ["dtype", "fp17", "fp16, bf16"]),
         ({"dtype": "{Q: fp16}"}, ["dtype", "only Q", "also K, V"]),
         ({"dtype": "{default: fp16, X: bf16}"}, ["dtype.X", "tensor X", "Q, K, V"]),
