@@ -28,9 +28,10 @@ from einsight.reports.outliers import RULE
 from einsight.reports.scores import Score, clusters, score
 from einsight.sim import framework as frameworks
 from einsight.sim.calibration import held_out
-from einsight.sim.family import Family, Fit, load_family
+from einsight.sim.family import Family, load_family
 from einsight.sim.hardware import find_device, load_gpu
 from einsight.sim.kernel_names import framework_name
+from einsight.sim.nearness import Fit
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, README = ROOT / "docs" / "accuracy.md", ROOT / "README.md"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from einsight.cli.output import Json, print_json, print_lines, print_table
-from einsight.cli.parsing import CommandError
+from einsight.cli.parsing import CommandError, writable
 from einsight.reports import measured
 from einsight.reports.compare import Comparison, compare
 from einsight.reports.fitting import (
@@ -51,7 +51,7 @@ def run(
     """
     if leave_out and leave_one_out:
         raise CommandError("--leave-out", "it beside --leave-one-out", "one of them")
-    _check_writable(out)
+    writable(out, "--out")
     fam, cases = load_family(family), measured.read(files)
     device = _profile(leave_out) if leave_out else None
     if device and not any(_on_device(cases, device)):
@@ -75,13 +75,6 @@ def run(
         _print_left_out(name, found)
     if out is not None:
         print_lines([f"{out}: {len(fits)} fits of {fam.name} on {on}"])
-
-
-def _check_writable(out: Path | None) -> None:
-    """Refuses at once what would fail after the fits, which take minutes."""
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        found = f"{out}, a folder" if out.is_dir() else f"{out}, in a folder that does not exist"
-        raise CommandError("--out", found, "a file to write, in a folder that exists")
 
 
 def _named(cases: measured.Measured) -> list[str]:

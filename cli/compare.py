@@ -11,7 +11,7 @@ import typer
 
 from einsight.cli import FELL_SHORT
 from einsight.cli.output import Json, print_json, print_lines, print_table
-from einsight.cli.parsing import CommandError
+from einsight.cli.parsing import CommandError, writable
 from einsight.reports import measured
 from einsight.reports.compare import SHORT_MS, Comparison, Unpredicted, beside, compare
 from einsight.reports.outliers import RULE
@@ -42,6 +42,8 @@ def run(
     Example: einsight compare h100.csv.gz --by device,phase,head_dim --rows out.csv
     """
     columns = _columns(by)
+    writable(rows, "--rows")
+    writable(plot, "--plot")
     cases, left_out = _read(files)
     compared = compare(cases, target, family)
     compared = replace(compared, unpredicted=(*compared.unpredicted, *left_out))
@@ -65,7 +67,9 @@ def run(
 def _read(files: Sequence[Path]) -> tuple[measured.Measured, list[Unpredicted]]:
     """The rows of tables and records, and what the records hold beside them."""
     parts, left_out = [], []
-    for file in files:
+    for k, file in enumerate(files):
+        if file.resolve() in (earlier.resolve() for earlier in files[:k]):
+            raise CommandError("FILE", f"{file} twice", "each file once: its rows would count twice")
         if file.suffix == ".jsonl":
             rows, reasons = read_records(file)
             left_out += [Unpredicted(*item) for item in reasons.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 SUFFIXES = {"": 1, "k": 1024, "m": 1024**2}  # sequence lengths: 128k is 131072 tokens
 _NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
@@ -50,3 +51,10 @@ def fragment(text: str, option: str = "--bias") -> dict[str, str | float]:
             raise CommandError(option, text, "a fragment's name, with parameters as in low_rank:r=16 or softcap:cap=50")
         found[name] = float(value) if "." in value else int(value)
     return found
+
+
+def writable(path: Path | None, option: str) -> None:
+    """Refuses at once what would fail after all the work. Raises CommandError for a folder, or a file in none."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        found = f"{path}, a folder" if path.is_dir() else f"{path}, in a folder that does not exist"
+        raise CommandError(option, found, "a file to write, in a folder that exists")

@@ -17,10 +17,11 @@ from einsight.reports.compare import SHORT_MS, parts, rows_of
 from einsight.reports.measured import Measured
 from einsight.reports.outliers import set_aside
 from einsight.sim.calibration import Calibration, Sample, constants_for, fit_few, misses_of, with_constants
-from einsight.sim.family import Family, Fit
+from einsight.sim.family import Family
 from einsight.sim.framework import ADDED, LAUNCH, Addition
 from einsight.sim.hardware import Gpu
 from einsight.sim.kernel_names import framework_name
+from einsight.sim.nearness import Fit
 from einsight.sim.rows import Rows
 
 FEWEST_ROWS = 40

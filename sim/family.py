@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from importlib.resources import files
-from math import log2
 from pathlib import Path
-from typing import NamedTuple
 
 from einsight.sim import strict_yaml
 from einsight.sim.framework import ADDED, added, additions
@@ -21,13 +19,12 @@ from einsight.sim.hardware import (
     INSTRUCTIONS,
     KINDS,
     PHASES,
-    PROFILES,
     Gpu,
     Quantity,
-    load_architecture,
     load_gpu,
 )
 from einsight.sim.hardware import names as profile_names
+from einsight.sim.nearness import Fit, Ground, chip, distance, widening
 from einsight.sim.schedule import SCHEDULES
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
 
@@ -147,35 +144,6 @@ class SplitRule:
     rounds: str = "down"
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """Constants fitted for one architecture and phase (and, where it is another kernel, one pair of dtypes).
-
-    `fitted_on` names the file, its hash and the rows, and `error` what held-out rows gave; `misses` says by limiting
-    resource how far measured times lie below and above the predicted ones (see `interval`).
-    """
-
-    architecture: str
-    phase: str
-    dtypes: tuple[str, ...]  # operand dtypes it holds for, the keys' and values' last: ("bf16", "bf16")
-    constants: Mapping[str, float]
-    fitted_on: str
-    error: str = ""
-    framework: str = ""  # whose table it was fitted on, without the version
-    misses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-
-
-class Ground(NamedTuple):
-    """What of a GPU decides which fit is nearest."""
-
-    name: str  # of the architecture
-    compute_capability: str
-    instructions: str
-    device: str
-    shared_bytes: float  # of an SM
-    flops_per_cycle: float = 0.0  # of the tensor cores of an SM, in the type of the operands; 0 where they have none
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Family:
     """A kernel family.
@@ -248,15 +216,15 @@ class Family:
     @lru_cache(maxsize=4096)  # noqa: B019  (families are loaded once and stay)
     def _on(self, arch: Ground, phase: str, dtype: str, kv_dtype: str, framework: str) -> tuple[Family, str]:
         dtypes = dtype, kv_dtype
-        ranked = sorted(self.fits, key=lambda f: _distance(f, arch, phase, dtypes, framework))
-        fit, (*steps, _, foreign, _) = ranked[0], _distance(ranked[0], arch, phase, dtypes, framework)
+        ranked = sorted(self.fits, key=lambda f: distance(f, arch, phase, dtypes, framework))
+        fit, (*steps, _, foreign, _) = ranked[0], distance(ranked[0], arch, phase, dtypes, framework)
         if steps[0] and steps[1] == 2:  # another phase on other instructions says less than what is assumed
             note = f"family {self.name}: constants assumed; none fitted for {phase} on {arch.name} or its like"
             return self._unfitted(framework, arch.name, phase, dtypes), note
         values = {**added(fit.framework, self.name, fit.architecture, phase, dtypes), **fit.constants}
         if foreign and additions(framework):
             values |= {name: NEUTRAL[name] for name in ADDED} | dict(added(framework, self.name, arch.name, phase, dtypes))
-        if steps[1] and _chip(fit.architecture)[1] != arch.shared_bytes:
+        if steps[1] and chip(fit.architecture)[1] != arch.shared_bytes:
             values.pop("l2_usable", None)  # the cache's own, not the kernel's: as assumed on a chip of another class
         if steps[1] == 2:  # scores lie across warps as the instructions have them, and their test reduces across warps
             values.pop("test_per_score", None)
@@ -264,7 +232,7 @@ class Family:
         if steps[1] == 2 and devices[0] in profile_names():
             values |= _same_rate(values, load_gpu(devices[0]), dtype, arch.flops_per_cycle)
         merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
-        widen = _widening(steps, foreign, arch.device not in devices, phase)
+        widen = widening(steps, foreign, arch.device not in devices, phase)
         if "interval" in merged:
             merged["interval"] = replace(merged["interval"], value=merged["interval"].value * widen)
         misses = {name: (below * widen, above * widen) for name, (below, above) in fit.misses.items()}
@@ -303,25 +271,6 @@ class Family:
         return None
 
 
-def _distance(
-    fit: Fit, arch: Ground, phase: str, dtypes: tuple[str, str], framework: str
-) -> tuple[int, int, int, float, int, float]:
-    """How far a fit is from what is asked: other phase; other architecture (1), with other instructions (2); other dtypes;
-    then, with other instructions, the ratio of the SMs' shared memories, which tells large chips from small ones and sets
-    how much a block keeps in flight; other framework; steps of compute capability."""
-    instructions, shared = _chip(fit.architecture)
-    apart = 0 if fit.architecture == arch.name else 1 if instructions == arch.instructions else 2
-    steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - _capability(arch.compute_capability)) if apart else 0.0
-    kin = abs(log2(shared / arch.shared_bytes)) if apart == 2 and shared else 0.0
-    foreign = int(bool(framework) and fit.framework != framework)
-    return 2 * (fit.phase != phase), apart, int(fit.dtypes != dtypes), kin, foreign, steps
-
-
-def _capability(text: str) -> float:
-    """A compute capability as a number; 0 for an architecture that has none, which is then equally far from all that do."""
-    return float(text) if text.replace(".", "", 1).isdigit() else 0.0
-
-
 def _same_rate(values: Mapping[str, float], fitted_on: Gpu, dtype: str, flops_per_cycle: float) -> dict[str, float]:
     """The share of the tensor cores' peak that keeps a kernel's products per SM and cycle: that is what it carries from one
     set of instructions to another, not its share of a peak that other instructions reach."""
@@ -331,29 +280,6 @@ def _same_rate(values: Mapping[str, float], fitted_on: Gpu, dtype: str, flops_pe
     bounds = CONSTANTS["mma_efficiency"]
     kept = values["mma_efficiency"] * known.value / flops_per_cycle
     return {"mma_efficiency": min(max(kept, bounds.low), bounds.high)}
-
-
-@cache
-def _chip(architecture: str) -> tuple[str, float]:
-    """Matrix instructions and shared memory per SM of an architecture by name; nothing for one without a file."""
-    path = PROFILES / "architectures" / f"{architecture}.yaml"
-    if not path.is_file():
-        return "", 0.0
-    found = load_architecture(path)
-    return found.instructions, found.shared_bytes.value
-
-
-OTHER_ARCHITECTURE = {"prefill": 1.5, "decode": 2.1}
-"""What a step to another architecture adds to the factor on the interval: a decode's memory path carries over worse than a
-prefill's arithmetic. Set so that nine in ten rows of the measured architectures, each left out in turn, are inside."""
-
-
-def _widening(steps: list[int], foreign: int, unseen: bool, phase: str) -> float:
-    """Factor on the interval away from where the constants were fitted: another phase, architecture, pair of dtypes or
-    framework, or another device of the same architecture."""
-    other_phase, architecture, dtypes = steps
-    apart = 0.75 * other_phase + OTHER_ARCHITECTURE[phase] * architecture + 0.75 * dtypes + 0.75 * foreign
-    return 1.0 + max(apart, 0.25 * unseen)
 
 
 @cache

@@ -13,9 +13,10 @@ from einsight.reports.compare import rows_of
 from einsight.reports.fitting import FEWEST_ROWS, Ground, samples, with_fits
 from einsight.reports.measured import COLUMNS, TEXTS, Measured, write
 from einsight.sim.calibration import DOUBT, Calibration, _most_doubtful, held_out, with_constants
-from einsight.sim.family import CONSTANTS, Fit, family_file, load_family
+from einsight.sim.family import CONSTANTS, family_file, load_family
 from einsight.sim.framework import read_additions
 from einsight.sim.hardware import load_gpu
+from einsight.sim.nearness import Fit
 from einsight.sim.rows import times
 
 Einsight = Callable[..., Any]

@@ -74,6 +74,11 @@ def test_compressed_tables_and_several_at_once(einsight: Einsight, table: str, t
     assert einsight("compare", table, str(packed), "--json").json["overall"]["n"] == 5
 
 
+def test_a_file_named_twice_is_refused(einsight: Einsight, table: str) -> None:
+    ran = einsight("compare", table, table)
+    assert ran.code == 2 and "twice" in ran.err and not ran.out
+
+
 def test_exit_code_one_above_the_limit(einsight: Einsight, table: str) -> None:
     error = einsight("compare", table, "--json").json["overall"]["mape_percent"]
     above, below = (f"{factor * error:.6f}" for factor in (1.01, 0.99))
@@ -114,6 +119,8 @@ def test_a_picture(einsight: Einsight, table: str, tmp_path: Path, name: str) ->
         (("--family", "flash9"), "flash9"),
         (("--target", "h900"), "h900"),
         (("--plot", "plot.txt"), "plot.txt"),
+        (("--plot", "nowhere/plot.svg"), "--plot: found 'nowhere/plot.svg, in a folder that does not exist'"),
+        (("--rows", "."), "--rows: found '., a folder'"),
     ],
 )
 def test_bad_options_are_one_message(einsight: Einsight, table: str, words: tuple[str, ...], why: str) -> None:

@@ -168,3 +168,8 @@ def test_version_where_nothing_is_installed(einsight: Einsight, monkeypatch: pyt
     monkeypatch.setattr("importlib.metadata.version", absent)
     ran = einsight("--version")
     assert (ran.code, ran.out) == (0, "einsight, not installed (running from the checkout)\n")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    ran = subprocess.run([sys.executable, "-m", "einsight.cli", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("einsight")

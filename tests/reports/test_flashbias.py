@@ -163,3 +163,8 @@ def test_verb_prints_json_csv_and_tables(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_target_without_the_rates_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "flashbias", "--target", "a100"]) == 2
     assert "a100-sxm" in capsys.readouterr().err
+
+
+def test_rows_are_fitted_on_the_assumed_gpu_alone() -> None:
+    assert [r.size for r in flashbias.micro_rows() if r.basis == "fitted"] == ["N 4096", "N 16384"]
+    assert not [r for r in flashbias.micro_rows("h100-sxm") if r.basis == "fitted"]
