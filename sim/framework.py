@@ -6,6 +6,7 @@ constant not from one architecture to another either, so each entry says where i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -69,7 +70,8 @@ def _addition(item: Item) -> Addition:
 
 
 def added(framework: str, family: str, architecture: str, phase: str, dtypes: tuple[str, str]) -> Mapping[str, float]:
-    """The constants that a framework brings to a family on an architecture: of the nearest entry, phase and dtypes first.
+    """The constants that a framework brings to a family on an architecture: of the nearest entry, and of equally near ones
+    that which was fitted on most rows.
 
     Empty for a framework without any entry. The launch constant is left out unless the architecture is the entry's.
     """
@@ -77,9 +79,15 @@ def added(framework: str, family: str, architecture: str, phase: str, dtypes: tu
     if not entries:
         return {}
 
-    def far(a: Addition) -> tuple[bool, bool, bool, bool]:
-        return a.phase != phase, a.architecture != architecture, a.family != family, a.dtypes != dtypes
+    def far(a: Addition) -> tuple[bool, bool, bool, bool, int]:
+        return a.phase != phase, a.architecture != architecture, a.family != family, a.dtypes != dtypes, -_rows(a)
 
     nearest = min(entries, key=far)
     own = nearest.architecture == architecture and nearest.phase == phase
     return {name: value for name, value in nearest.constants.items() if name != LAUNCH or own}
+
+
+def _rows(addition: Addition) -> int:
+    """The rows that an entry was fitted on."""
+    found = re.search(r"(\d+) rows", addition.fitted_on)
+    return int(found[1]) if found else 0

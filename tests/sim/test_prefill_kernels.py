@@ -12,7 +12,7 @@ from einsight.sim.calibration import Sample, constants_for
 from einsight.sim.cases import Cases
 from einsight.sim.estimate import build_cases, estimate
 from einsight.sim.family import Family, load_family
-from einsight.sim.framework import ADDED, added
+from einsight.sim.framework import ADDED, added, additions
 from einsight.sim.hardware import load_gpu
 from einsight.sim.kernel_names import acting_phases, chunks, reads_fresh
 from einsight.sim.mapping import Mapping
@@ -213,6 +213,16 @@ def test_a_kernel_that_was_never_fitted_has_its_framework_s_copies_around_it() -
     assert there.constant("launch_s") == family.constant("launch_s")  # part of the kernel's, so not another's
     for unknown in ("", "nobody's"):
         assert family.on(H100, "prefill", "bf16", "bf16", unknown)[0] == family
+
+
+def test_of_equally_near_entries_of_a_framework_the_best_founded_is_taken() -> None:
+    """On an architecture that nothing was fitted on, another kernel's copies: those seen on 1,200 rows, not on 424."""
+    entries = [a for a in additions("TRTLLM") if a.phase == "prefill" and a.dtypes == ("bf16", "bf16")]
+    rows = [int(a.fitted_on.rsplit(": ")[-1].split(" rows")[0]) for a in entries]
+    assert len(set(rows)) > 1
+    found = added("TRTLLM", "trtllm_mma", "sm_120", "prefill", ("bf16", "bf16"))
+    best = [dict(a.constants) for a, n in zip(entries, rows, strict=True) if n == max(rows)]
+    assert dict(found) in [{n: v for n, v in b.items() if n != "launch_s"} for b in best] and found["q_copy"] > 0
 
 
 def test_one_new_token_is_a_decode_to_frameworks_that_go_by_their_number() -> None:
