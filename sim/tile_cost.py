@@ -38,6 +38,8 @@ class TileCost:
 
 
 def tile_cost(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family: Family) -> TileCost:
+    """What one tile of a traversal costs; `at`: sizes of a tile (`tile_sizes`). The largest unit is a floor, and `unhidden`
+    of the rest adds to it."""
     arch, wide = gpu.architecture, _widened(at, family)
     peak = arithmetic_cycles(sweep.share, wide, cases, gpu)
     if family.products == "vector":
