@@ -12,7 +12,6 @@ framework unseen  rows whose family has fits of another framework on this archit
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+from measured_tables import given_files
 
 from einsight.reports import measured
 from einsight.reports.compare import Comparison, compare, parts, rows_of
@@ -35,7 +35,6 @@ from einsight.sim.nearness import Fit
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, README = ROOT / "docs" / "accuracy.md", ROOT / "README.md"
-REFERENCE = Path(os.environ.get("EINSIGHT_REFERENCE", ROOT.parent / "shared" / "reference")) / "measured"
 KINDS = ("16 bit", "sliding window", "fp8")
 BARS = {
     ("prefill", True): (6.5, 8.0, 15.0, 20.0), ("decode", True): (8.0, 10.0, 18.0, 25.0),
@@ -45,11 +44,7 @@ BARS = {
 
 
 def main() -> int:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else REFERENCE
-    files = sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")])
-    if not files:
-        print(f"{folder}: no measured tables; name a folder, or set EINSIGHT_REFERENCE", file=sys.stderr)
-        return 2
+    files = given_files()
     table, shipped = [], []
     for file in files:
         cases = measured.read([file])

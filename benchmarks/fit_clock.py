@@ -9,13 +9,13 @@ not to a kernel: for each of a handful of values the constants of every kernel f
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from measured_tables import given_files
 
 from einsight.reports import measured
 from einsight.reports.compare import parts
@@ -25,7 +25,6 @@ from einsight.sim.family import Family, load_family
 from einsight.sim.hardware import DTYPE_BYTES, OPERAND_CLASSES, Quantity
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = Path(os.environ.get("EINSIGHT_REFERENCE", ROOT.parent / "shared" / "reference")) / "measured"
 LONG_S = 5e-4
 """Rows from here on tell the clocks apart: the loops that lower it react within milliseconds."""
 ROWS = 300
@@ -37,11 +36,7 @@ TELLS = 0.05
 
 
 def main() -> int:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else REFERENCE
-    files = sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")])
-    if not files:
-        print(f"{folder}: no measured tables; name a folder, or set EINSIGHT_REFERENCE", file=sys.stderr)
-        return 2
+    files = given_files()
     cases = measured.read(files)
     cases = cases.take(cases.phase == "prefill")
     errors: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
@@ -73,12 +68,12 @@ def _class(family: Family, ground: Ground, sample: Sample) -> str:
 
 
 def _error(family: Family, ground: Ground, made: list[Sample], picojoule: float) -> float:
-    """Mean error in percent of the rows that the fit did not see, under one energy."""
+    """Mean error in percent of the rows that the fit saw, under one energy: those that judge choose no constant."""
     energy = dict.fromkeys(OPERAND_CLASSES, Quantity(1e-12 * picojoule, f"{picojoule} pJ/FLOP", "assumed", "tried"))
     tried = [
         replace(s, gpu=replace(s.gpu, architecture=replace(s.gpu.architecture, tensor_energy=energy))) for s in made
     ]
-    return fit(tried, family, constants_for(family, ground.phase, tried), ROWS, starts=STARTS[1:2]).error_held_out
+    return fit(tried, family, constants_for(family, ground.phase, tried), ROWS, starts=STARTS[1:2]).error_fitted
 
 
 def _rounded(values: list[float]) -> list[str]:

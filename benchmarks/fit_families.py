@@ -8,9 +8,10 @@ kernels, and writes OUT/families and OUT/frameworks (default: sim/). Fits of gro
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
+
+from measured_tables import given_files
 
 from einsight.reports import measured
 from einsight.reports.compare import parts
@@ -19,16 +20,10 @@ from einsight.sim.family import family_file, load_family
 from einsight.sim.framework import file_of, read_additions
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = Path(os.environ.get("EINSIGHT_REFERENCE", ROOT.parent / "shared" / "reference")) / "measured"
 
 
 def main() -> int:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else REFERENCE
-    out = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "sim"
-    files = sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")])
-    if not files:
-        print(f"{folder}: no measured tables; name a folder, or set EINSIGHT_REFERENCE", file=sys.stderr)
-        return 2
+    files, out = given_files(), Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "sim"
     for kind in ("families", "frameworks"):
         (out / kind).mkdir(parents=True, exist_ok=True)
     tables = {file: measured.read([file]) for file in files}

@@ -113,9 +113,14 @@ def gpu_of(target: str | None) -> Gpu:
     return hardware
 
 
+USUAL_HEADS, USUAL_SEQ = "32", "8k"
+"""What a configuration is judged for where no shape is given: the answer names it. What counts is the head dimension."""
+
+
 def explain(asked: Asked, target: str | None, text: str, as_json: bool) -> None:
     """Whether one configuration is in the space, and why not; with what it occupies."""
-    workload = asked.workload
+    shaped = asked.file or asked.shape.given(*NOT_BESIDE_FILES)
+    workload = (asked if shaped else replace(asked, shape=replace(asked.shape, heads=USUAL_HEADS, seq=USUAL_SEQ))).workload
     gpu = gpu_of(target)
     problem = on(asked.kernel, workload, gpu)
     why, needs = problem.why_excluded(text), problem.needs(problem.parse(text), gpu)

@@ -74,7 +74,7 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     masking = mask_ops * cases.block_m * cases.block_n / gpu.architecture.vector_ops_per_cycle.value * len(swept)
     once = block_cycles(work, at, cases, gpu, family)
     test_ops, tested = family.constant("test_per_score"), cases.visited or NO_TILES
-    keys, passed = _passed_over(work, cases, family)
+    keys, passed = _passed_over(work, cases, at)
 
     def blocks(shared_by: Array) -> Blocks:
         """Cycles of the blocks while `shared_by` of them run on an SM."""
@@ -99,7 +99,8 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     cycles = makespan(count, blocks, gpu.sms.value, cases.blocks_per_sm, cases.persistent, tiles.blocks)
     idle = family.constant("exit_cycles") * tiles.blocks * cases.idle_parts
     cycles = cycles + idle * replicas / slots
-    return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, blocks(ONE).longest, slots)
+    unused = keys * passed * replicas
+    return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, blocks(ONE).longest, slots, unused)
 
 
 def grid_extents(work: KernelWork, cases: Cases) -> list[tuple[str, Array]]:
@@ -119,13 +120,13 @@ def _key_tiles(cases: Cases) -> Tiles:
 
 def _assemble(
     work: KernelWork, cases: Cases, gpu: Gpu, family: Family, swept: list[TileCost], extents: list[tuple[str, Array]],
-    replicas: Array, tiles: Tiles, cycles: Array, longest: Array, slots: Array,
+    replicas: Array, tiles: Tiles, cycles: Array, longest: Array, slots: Array, unused: Array,
 ) -> KernelTime:  # fmt: skip
     arch, clock, sms = gpu.architecture, gpu.boost_hz.value, gpu.sms.value
     run = tiles.total * replicas
     far = memory_bytes(work, cases, gpu, family, extents, slots)
     near = sum((t.stream_bytes for t in swept), ZERO) * run + _resident_bytes(work, cases, family, replicas, tiles)
-    near = near + reduce(np.multiply, _passed_over(work, cases, family)) * replicas
+    near = near + unused
     partial = _partial_bytes(work, cases)
     bounds = {
         unit: sum((t.peak[unit] for t in swept), ZERO) * run / sms / clock
@@ -171,12 +172,11 @@ def _resident_bytes(work: KernelWork, cases: Cases, family: Family, replicas: Ar
     return row_bytes(work, at, cases, family) * tiles.blocks * replicas * cases.splits
 
 
-def _passed_over(work: KernelWork, cases: Cases, family: Family) -> tuple[Array, Array]:
+def _passed_over(work: KernelWork, cases: Cases, at: Mapping[str, Array]) -> tuple[Array, Array]:
     """(bytes that are loaded before a tile is tested against a window, tiles per replica that fail the test)."""
     if cases.visited is None:
         return ZERO, ZERO
-    at = fetched_sizes(tile_sizes(cases, family), cases)
-    loaded = sum((bytes_of(s.scored, at, cases) for s in work.sweeps), ZERO)
+    loaded = sum((bytes_of(s.scored, fetched_sizes(at, cases), cases) for s in work.sweeps), ZERO)
     return loaded, np.maximum(cases.visited.total - cases.tiles.total, 0.0)
 
 

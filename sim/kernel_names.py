@@ -130,7 +130,7 @@ def windows(kernel: str, framework: str, phase: str, head_dim: Array, window: Ar
     """The window that the kernel applied, 0 for none: the row's, unless the table knows that it was ignored."""
     out = np.array(window, dtype=np.float64)
     for line in table().ignored_windows:
-        if framework_name(framework) in line.frameworks and kernel in line.kernels and phase == line.phase:
+        if _meant(line, kernel, framework) and phase == line.phase:
             out[_within(np.asarray(head_dim), line.head_dim)] = 0.0
     return out
 
@@ -139,7 +139,7 @@ def chunks(kernel: str, framework: str, phase: str, head_dim: Array, window: Arr
     """The chunk length that the kernel applied instead of the row's window, 0 where it did not."""
     out = np.zeros(len(head_dim))
     for line in table().chunked_windows if phase == "prefill" else ():
-        if framework_name(framework) in line.frameworks and kernel in line.kernels:
+        if _meant(line, kernel, framework):
             out[_within(np.asarray(head_dim), line.head_dim) & (np.asarray(window) == line.window)] = line.window
     return out
 
@@ -153,14 +153,16 @@ def acting_phases(framework: NDArray[np.str_], phase: NDArray[np.str_], seq_q: A
 
 def reads_fresh(kernel: str, framework: str, phase: str) -> bool:
     """Whether the kernel reads keys in the type that they were computed in; the cache's type is then the writer's alone."""
-    return phase == "prefill" and any(
-        framework_name(framework) in line.frameworks and kernel in line.kernels for line in table().fresh_keys
-    )
+    return phase == "prefill" and any(_meant(line, kernel, framework) for line in table().fresh_keys)
 
 
 def known_kernels() -> tuple[str, ...]:
     """Every kernel string of the table."""
     return tuple(dict.fromkeys(k for rule in table().rules for k in rule.kernels))
+
+
+def _meant(line: IgnoredWindow | ChunkedWindow | FreshKeys, kernel: str, framework: str) -> bool:
+    return framework_name(framework) in line.frameworks and kernel in line.kernels
 
 
 def _concerns(rule: Rule, kernel: str, framework: str, phase: str, gpu: Gpu) -> bool:

@@ -87,6 +87,12 @@ def test_the_simulator_ranks_the_space(einsight: Einsight) -> None:
     assert "configurations of" in einsight("tune", "attention", *SHAPE, *ON, "--predict-only").out
 
 
+def test_a_configuration_is_explained_for_a_usual_shape_where_none_is_given(einsight: Einsight) -> None:
+    words = ("tune", "attention", *ON, "--explain", "BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2")
+    usual, said = einsight(*words), einsight(*words, "--heads", "32", "--seq", "8192")
+    assert usual.code == 0 and usual.out == said.out and "h32/32 8192x8192 d128" in usual.out
+
+
 def test_a_configuration_is_explained(einsight: Einsight) -> None:
     inside = einsight("tune", "attention", *SHAPE, *ON, "--explain", "BLOCK_M=128,BLOCK_N=64,num_warps=8,num_stages=2")
     assert ": in\n" in inside.out
