@@ -2,12 +2,13 @@
 
     python benchmarks/accuracy_table.py [FOLDER of .csv.gz tables]
 
-Writes between the marks of docs/accuracy.md, the summary into README.md too. Three views of every group
+Writes between the marks of docs/accuracy.md, the summary into README.md too. Four views of every group
 (device, framework, phase):
 
-held out        the half of the rows that no fit saw, under the shipped fits
-device unseen   every row, under families without any fit of the device's architecture
-framework unseen  rows whose family has fits of another framework on this architecture, under those alone
+held out              the half of the rows that no fit saw, under the shipped fits
+architecture unseen   every row, under families without any fit of the device's architecture
+framework unseen      rows whose kernel has fits of another framework on this architecture, under those alone: without what
+                      the row's framework gave for this kernel, and without anything of that framework
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from einsight.reports import measured
 from einsight.reports.compare import Comparison, compare, parts, rows_of
 from einsight.reports.outliers import RULE
 from einsight.reports.scores import Score, clusters, score
+from einsight.sim import family as family_module
 from einsight.sim import framework as frameworks
 from einsight.sim.calibration import held_out
 from einsight.sim.family import Family, load_family
@@ -64,22 +66,22 @@ def main() -> int:
 def _lines(cases: measured.Measured, shipped: Comparison) -> Iterator[tuple[str, ...]]:
     """The table's lines of one file: per phase and kind, an error per view."""
     fresh = judged_rows(cases)
-    unseen = compare_without(cases, lambda fit, arch, _: fit.architecture == arch)
-    foreign = compare_without(cases, lambda fit, _, name: fit.framework == name)
+    unseen = compare_without(cases, lambda _, fit, arch, __: fit.architecture == arch)
+    foreign = [_foreign(cases, shipped, everywhere) for everywhere in (False, True)]
     device, framework = str(cases.device[0]), str(cases.framework[0])
-    elsewhere = np.isin(shipped.family, [n for n in np.unique(shipped.family).tolist() if n and _fitted_elsewhere(n, cases)])
     for phase in measured.PHASES:
         for kind in (*KINDS, "all"):
-            rows = (cases.phase == phase) & of_kind(cases, kind)
-            own, far, other = score(shipped, rows & fresh), score(unseen, rows), score(foreign, rows & elsewhere)
+            rows = _kind_of(unseen, phase, kind)
+            own, far = score(shipped, rows & fresh), score(unseen, rows)
             if not own.n:
                 continue
+            kernel, at_all = (None if f is None else score(f, _kind_of(f, phase, kind)) for f in foreign)
             bars = BARS[phase, kind in ("16 bit", "all")]
             yield (
                 f"{device}, {framework}", phase, kind, str(own.n), _against(own, bars[0]), f"{own.mdape_percent:.1f}",
                 f"{own.p90_percent:.1f}", f"{own.coverage_percent:.0f} / {own.width_percent:.0f}",
                 _against(far, bars[3]), f"{far.coverage_percent:.0f}",
-                f"{_against(other, bars[2])}", f"{own.roofline_mape_percent:.0f}",
+                _against(kernel, bars[2]), _against(at_all), f"{own.roofline_mape_percent:.0f}",
             )  # fmt: skip
 
 
@@ -92,14 +94,35 @@ def judged_rows(cases: measured.Measured) -> measured.Flags:
     return out
 
 
+def _kind_of(compared: Comparison, phase: str, kind: str) -> measured.Flags:
+    """Which rows of a comparison a line of the table means."""
+    found: measured.Flags = (compared.measured.phase == phase) & of_kind(compared.measured, kind)
+    return found
+
+
 def of_kind(cases: measured.Measured, kind: str) -> measured.Flags:
     """Sliding windows first, then what is fp8 in arithmetic or cache, then the rest."""
     window, eight = cases.window > 0, (cases.dtype == "fp8") | (cases.kv_dtype == "fp8")
     return {"16 bit": ~window & ~eight, "sliding window": window, "fp8": eight & ~window, "all": window | ~window}[kind]
 
 
-def compare_without(cases: measured.Measured, leaves: Callable[[Fit, str, str], bool]) -> Comparison:
-    """The comparison under families, and frameworks' own constants, without those fits that `leaves` names."""
+def _foreign(cases: measured.Measured, shipped: Comparison, everywhere: bool) -> Comparison | None:
+    """The rows of kernels that another framework has a fit of on this architecture, without the fits of the rows' framework:
+    those of the kernel, or `everywhere`, of whatever kernel. None where there is no such row."""
+    shared = [n for n in np.unique(shipped.family).tolist() if n and _fitted_elsewhere(n, cases)]
+
+    def alone(name: str) -> Comparison:
+        def leaves(family: str, fit: Fit, _: str, framework: str) -> bool:
+            return fit.framework == framework and (everywhere or family == name)
+
+        return compare_without(cases.take(shipped.family == name), leaves)
+
+    return joined([alone(name) for name in shared]) if shared else None
+
+
+def compare_without(cases: measured.Measured, leaves: Callable[[str, Fit, str, str], bool]) -> Comparison:
+    """The comparison under families, and frameworks' own constants, without those fits that `leaves` names by family, fit,
+    the device's architecture and the rows' framework."""
     name = find_device(str(cases.device[0]))
     arch = load_gpu(name).architecture.name if name else ""
     framework = framework_name(str(cases.framework[0]))
@@ -107,17 +130,17 @@ def compare_without(cases: measured.Measured, leaves: Callable[[Fit, str, str], 
     @lru_cache
     def families(family: str) -> Family:
         found = load_family(family)
-        return replace(found, fits=tuple(f for f in found.fits if not leaves(f, arch, framework)))
+        return replace(found, fits=tuple(f for f in found.fits if not leaves(family, f, arch, framework)))
 
     shipped = frameworks.additions
 
-    def additions(framework: str) -> tuple[frameworks.Addition, ...]:
+    def additions(name: str) -> tuple[frameworks.Addition, ...]:
         def gone(a: frameworks.Addition) -> bool:
-            return leaves(Fit(a.architecture, a.phase, a.dtypes, {}, "", "", framework), arch, framework)
+            return leaves(a.family, Fit(a.architecture, a.phase, a.dtypes, {}, "", "", name), arch, framework)
 
-        return tuple(a for a in shipped(framework) if not gone(a))
+        return tuple(a for a in shipped(name) if not gone(a))
 
-    with patch.object(frameworks, "additions", additions):
+    with patch.object(frameworks, "additions", additions), patch.object(family_module, "additions", additions):
         return compare(cases, families=families)
 
 
@@ -139,13 +162,13 @@ def joined(compared: list[Comparison]) -> Comparison:
 
 HEADS = (
     "table", "phase", "rows", "held out: n", "mean error, %", "median", "p90", "inside / width, %", "architecture unseen, %",
-    "inside", "framework unseen, %", "plain roofline, %",
+    "inside", "framework unseen: kernel, %", "at all, %", "plain roofline, %",
 )  # fmt: skip
 
 
-def _against(found: Score, bar: float) -> str:
-    """The mean error, marked where it is above its bar."""
-    if found.mape_percent is None:
+def _against(found: Score | None, bar: float = np.inf) -> str:
+    """The mean error, marked where it is above its bar; nothing where there is no row."""
+    if found is None or found.mape_percent is None:
         return ""
     return f"{found.mape_percent:.1f}" + (f" (bar {bar:g})" if found.mape_percent > bar else "")
 

@@ -186,7 +186,7 @@ TILE_CONSTANTS = (
 )  # fmt: skip
 PHASE_CONSTANTS: Mapping[str, tuple[str, ...]] = {
     "prefill": ("mask_per_score", "kv_copy", "q_copy", "token_cycles"),
-    "decode": ("regroup_s", "combine_s", "split_s", "sequence_s", "row_cycles", "part_cycles"),
+    "decode": ("regroup_s", "combine_s", "split_s", "sequence_s", "row_cycles", "part_cycles", "fill_s"),
 }
 WINDOW_CONSTANTS = ("window_per_score", "test_per_score", "exit_cycles")
 NARROW_CONSTANTS = ("convert_per_element",)

@@ -65,7 +65,8 @@ def build_cases(
     notes: list[str] = []
     if mask.gna is not None:
         notes.append("tokens tiled in their own order, as a kernel without permutation; `einsight gna` predicts permuted tiles")
-    family, dtype = family.for_products(gpu, plan.dtype, plan.kv_dtype)
+    read = plan.kv_dtype if plan.stored is None else plan.dtype  # fresh keys are read as they were computed
+    family, dtype = family.for_products(gpu, plan.dtype, read)
     windowed = mask.window is not None
     pack = _packed(full, family, mapping, windowed)
     heads = np.where(pack, full["J"], 1.0)

@@ -24,7 +24,7 @@ from einsight.sim.hardware import (
     load_gpu,
 )
 from einsight.sim.hardware import names as profile_names
-from einsight.sim.nearness import Fit, Ground, chip, distance, widening
+from einsight.sim.nearness import Fit, Ground, chip, distance, same_kernels, widening
 from einsight.sim.schedule import SCHEDULES
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
 
@@ -50,6 +50,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "unhidden_memory": Constant("", 0.0, 1.0, "share of the smaller of compute and memory time that is not hidden"),
     "vector_per_score": Constant("op", 0.0, 12.0, "fp32-pipe operations per score beside the cascade's (conversions)"),
     "convert_per_element": Constant("op", 0.0, 16.0, "fp32-pipe operations to widen one element of a key, per warp"),
+    "convert_unhidden": Constant("", 0.0, 1.0, "share of widening that the products of other blocks do not hide"),
     "mask_per_score": Constant("op", 0.0, 16.0, "fp32-pipe operations per score of a masked tile beside the mask's own"),
     "window_per_score": Constant("op", 0.0, 32.0, "the same, more, where a sliding window has two edges to test"),
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
@@ -65,6 +66,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "token_cycles": Constant("cycle", 0.0, 20.0, "cycles per new token and thread of a cache writer with a block per token"),
     "uneven_copy": Constant("", 0.0, 10.0, "times that those kernels move new keys and values of different widths"),
     "uneven_s": Constant("s", 0.0, 1.5e-5, "extra framework kernels when keys and values have different widths"),
+    "fill_s": Constant("s", 0.0, 2e-5, "once, of a run that HBM feeds: until it streams at its rate, and after its last byte"),
     "hbm_fraction": Constant("", 0.5, 1.0, "streaming bandwidth over the datasheet's"),
     "l2_usable": Constant("", 0.3, 1.1, "share of L2 that a re-read working set can occupy before it misses"),
     "interval": Constant("", 0.02, 2.0, "half width of the 90 % interval, relative, on this family's own ground"),
@@ -76,7 +78,7 @@ NEUTRAL: Mapping[str, float] = {
     **dict.fromkeys((
         "sequence_s", "split_s", "merge_cycles", "tile_cycles", "kv_copy", "q_copy", "regroup_s", "token_cycles", "uneven_s",
         "uneven_copy", "convert_per_element", "mask_per_score", "window_per_score", "exit_cycles", "test_per_score",
-        "row_cycles", "part_cycles",
+        "row_cycles", "part_cycles", "convert_unhidden", "fill_s",
     ), 0.0),
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
@@ -216,8 +218,10 @@ class Family:
     @lru_cache(maxsize=4096)  # noqa: B019  (families are loaded once and stay)
     def _on(self, arch: Ground, phase: str, dtype: str, kv_dtype: str, framework: str) -> tuple[Family, str]:
         dtypes = dtype, kv_dtype
-        ranked = sorted(self.fits, key=lambda f: distance(f, arch, phase, dtypes, framework))
-        fit, (*steps, _, foreign, _) = ranked[0], distance(ranked[0], arch, phase, dtypes, framework)
+        far, fit = min(
+            ((distance(f, arch, phase, dtypes, framework, self.arithmetic), f) for f in self.fits), key=lambda found: found[0]
+        )  # fmt: skip
+        *steps, _, foreign, _, _ = far
         if steps[0] and steps[1] == 2:  # another phase on other instructions says less than what is assumed
             note = f"family {self.name}: constants assumed; none fitted for {phase} on {arch.name} or its like"
             return self._unfitted(framework, arch.name, phase, dtypes), note
@@ -232,7 +236,8 @@ class Family:
         if steps[1] == 2 and devices[0] in profile_names():
             values |= _same_rate(values, load_gpu(devices[0]), dtype, arch.flops_per_cycle)
         merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
-        widen = widening(steps, foreign, arch.device not in devices, phase)
+        apart = 0 if same_kernels(fit.architecture, arch) else steps[1]
+        widen = widening([steps[0], apart, steps[2]], foreign, arch.device not in devices, phase)
         if "interval" in merged:
             merged["interval"] = replace(merged["interval"], value=merged["interval"].value * widen)
         misses = {name: (below * widen, above * widen) for name, (below, above) in fit.misses.items()}

@@ -70,8 +70,8 @@ def _addition(item: Item) -> Addition:
 
 
 def added(framework: str, family: str, architecture: str, phase: str, dtypes: tuple[str, str]) -> Mapping[str, float]:
-    """The constants that a framework brings to a family on an architecture: of the nearest entry, and of equally near ones
-    that which was fitted on most rows.
+    """The constants that a framework brings to a family on an architecture: of the nearest entry, at last by steps of compute
+    capability, and of equally near ones that which was fitted on most rows.
 
     Empty for a framework without any entry. The launch constant is left out unless the architecture is the entry's.
     """
@@ -79,12 +79,19 @@ def added(framework: str, family: str, architecture: str, phase: str, dtypes: tu
     if not entries:
         return {}
 
-    def far(a: Addition) -> tuple[bool, bool, bool, bool, int]:
-        return a.phase != phase, a.architecture != architecture, a.family != family, a.dtypes != dtypes, -_rows(a)
+    def far(a: Addition) -> tuple[bool, bool, bool, bool, float, int]:
+        steps = abs(_capability(a.architecture) - _capability(architecture))
+        return a.phase != phase, a.architecture != architecture, a.family != family, a.dtypes != dtypes, steps, -_rows(a)
 
     nearest = min(entries, key=far)
     own = nearest.architecture == architecture and nearest.phase == phase
     return {name: value for name, value in nearest.constants.items() if name != LAUNCH or own}
+
+
+def _capability(architecture: str) -> float:
+    """9.0 of "sm_90"; 0 where the name says none."""
+    number = architecture.removeprefix("sm_")
+    return float(number) / 10.0 if number.isdigit() else 0.0
 
 
 def _rows(addition: Addition) -> int:

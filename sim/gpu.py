@@ -136,9 +136,11 @@ def _assemble(
     bounds["HBM"] = far / gpu.hbm_bytes_per_s.value
     bounds["longest block"] = longest / clock
     compute, memory = cycles / clock, bounds["HBM"] / family.constant("hbm_fraction")
+    memory = memory + family.constant("fill_s") * np.minimum(far / np.maximum(near, 1.0), 1.0)
+    floor = np.maximum(bounds["L2"], bounds["shared memory"])
+    compute = compute + _throttle(np.maximum(np.maximum(compute, memory), floor), bounds["tensor cores"], near, cases, gpu)
     time = np.maximum(compute, memory) + family.constant("unhidden_memory") * np.minimum(compute, memory)
-    time = np.maximum(time, np.maximum(bounds["L2"], bounds["shared memory"]))
-    time = time + _throttle(time, bounds["tensor cores"], cases, gpu) + copy_seconds(work, cases, gpu, family)
+    time = np.maximum(time, floor) + copy_seconds(work, cases, gpu, family)
     merge = np.where(cases.splits > 1, family.constant("combine_s") + family.constant("split_s") * cases.splits, 0.0)
     merged = family.constant("merge_cycles") * _rows(cases) / (sms * clock)
     merge = merge + np.where(cases.splits > 1, merged, 0.0) + 2.0 * partial / (arch.l2_bytes_per_cycle.value * sms * clock)
@@ -157,14 +159,16 @@ THROTTLE_S = 4e-3
 """Run time over which the clock falls from boost to sustained (thermal and power control loops: milliseconds)."""
 
 
-def _throttle(time: Array, products_s: Array, cases: Cases, gpu: Gpu) -> Array:
-    """Extra seconds of a long run whose clock falls: the energy of its tensor-core work, paid at TDP.
+def _throttle(time: Array, products_s: Array, near: Array, cases: Cases, gpu: Gpu) -> Array:
+    """Extra seconds of the SMs in a long run whose clock falls: the energy of its products and of its `near` bytes from
+    L2, paid at TDP. HBM has a clock of its own.
 
     Short runs end before the power control reacts. Grows with the run and with the work, never with a faster device.
     """
     flops = products_s * gpu.tensor_flops_per_s(cases.dtype)
     share = 1.0 / (1.0 + (THROTTLE_S / np.maximum(time, 1e-9)) ** 1.5)
-    return gpu.architecture.joule_per_flop(cases.dtype) * flops / gpu.tdp_w.value * share
+    joules = gpu.architecture.joule_per_flop(cases.dtype) * flops + gpu.architecture.joule_per_byte * near
+    return joules / gpu.tdp_w.value * share
 
 
 def _resident_bytes(work: KernelWork, cases: Cases, family: Family, replicas: Array, tiles: Tiles) -> Array:

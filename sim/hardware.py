@@ -62,11 +62,17 @@ class Architecture:
     operators_source: str
     tensor_memory_columns: Quantity | None = None  # of 128 lanes x 4 B; None where accumulators live in registers
     tensor_energy: Mapping[str, Quantity] = field(default_factory=dict)  # J/FLOP beyond boost's budget, by `OPERAND_CLASSES`
+    l2_energy: Quantity | None = None  # J/byte beyond boost's budget, of a byte that an SM pulls from L2
 
     def joule_per_flop(self, dtype: str) -> float:
         """Energy of one tensor-core operation that a long run pays at TDP; none where the file says nothing."""
         found = self.tensor_energy.get(OPERAND_CLASSES[DTYPE_BYTES[dtype] < 2.0])
         return found.value if found else 0.0
+
+    @property
+    def joule_per_byte(self) -> float:
+        """Energy of one byte from L2 that a long run pays at TDP; none where the file says nothing."""
+        return self.l2_energy.value if self.l2_energy else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +183,7 @@ def load_architecture(path: Path) -> Architecture:
     root = strict_yaml.load(path)
     keys = [key for key, _ in _ARCHITECTURE_QUANTITIES.values()]
     required = ["name", "compute_capability", "instructions", "warp_threads", *keys, "operators"]
-    table = root.table(required, ["tensor_memory_columns", "tensor_energy"])
+    table = root.table(required, ["tensor_memory_columns", "tensor_energy", "l2_energy"])
     _same_as_file(table["name"], path)
     operators = table["operators"].table(["kind", "source", "costs"])
     costs = operators["costs"].table(OPERATOR_CLASSES)
@@ -192,6 +198,7 @@ def load_architecture(path: Path) -> Architecture:
         operators_kind=operators["kind"].choice(KINDS),
         operators_source=operators["source"].text(),
         tensor_energy={name: quantity(entry, "J/flop") for name, entry in energy.items()},
+        l2_energy=quantity(table["l2_energy"], "J/byte") if "l2_energy" in table else None,
         tensor_memory_columns=quantity(columns, COUNT) if columns else None,
         **{name: quantity(table[key], unit) for name, (key, unit) in _ARCHITECTURE_QUANTITIES.items()},
     )

@@ -8,7 +8,7 @@ from functools import cache
 from math import log2
 from typing import NamedTuple
 
-from einsight.sim.hardware import PROFILES, load_architecture
+from einsight.sim.hardware import DTYPE_BYTES, PROFILES, load_architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,26 @@ class Ground(NamedTuple):
 
 
 def distance(
-    fit: Fit, arch: Ground, phase: str, dtypes: tuple[str, str], framework: str
-) -> tuple[int, int, int, float, int, float]:
-    """How far a fit is from what is asked: other phase; other architecture (1), with other instructions (2); other dtypes;
-    then, with other instructions, the ratio of the SMs' shared memories, which tells large chips from small ones and sets
-    how much a block keeps in flight; other framework; steps of compute capability."""
+    fit: Fit, arch: Ground, phase: str, dtypes: tuple[str, str], framework: str, arithmetic: str = "operands"
+) -> tuple[int, int, int, float, int, float, int]:
+    """How far a fit is from what is asked: other phase; other architecture (1), with other instructions (2); other types of
+    the products or of the cache, by width; then, with other instructions, the ratio of the SMs' shared memories, which tells
+    large chips from small ones and sets how much a block keeps in flight; other framework; steps of compute capability; other
+    types of the same widths. `arithmetic`: the family's, whose products may run in the cache's type."""
     instructions, shared = chip(fit.architecture)
     apart = 0 if fit.architecture == arch.name else 1 if instructions == arch.instructions else 2
     steps = abs(float(fit.architecture.removeprefix("sm_")) / 10 - _capability(arch.compute_capability)) if apart else 0.0
     kin = abs(log2(shared / arch.shared_bytes)) if apart == 2 and shared else 0.0
     foreign = int(bool(framework) and fit.framework != framework)
-    return 2 * (fit.phase != phase), apart, int(fit.dtypes != dtypes), kin, foreign, steps
+    exact = int(fit.dtypes != dtypes)
+    types = int(_widths(fit.dtypes, arithmetic) != _widths(dtypes, arithmetic))
+    return 2 * (fit.phase != phase), apart, types, kin, foreign, steps, exact
+
+
+def _widths(dtypes: tuple[str, ...], arithmetic: str) -> tuple[float, float]:
+    """Bytes per element of the products' operands and of the cache: what the tensor cores' rate and the traffic follow."""
+    used, kept = dtypes[0], dtypes[-1]
+    return DTYPE_BYTES[kept if arithmetic == "cache" else used], DTYPE_BYTES[kept]
 
 
 def _capability(text: str) -> float:
@@ -67,6 +76,14 @@ def chip(architecture: str) -> tuple[str, float]:
         return "", 0.0
     found = load_architecture(path)
     return found.instructions, found.shared_bytes.value
+
+
+def same_kernels(architecture: str, arch: Ground) -> bool:
+    """Whether what was built for an architecture runs on this one with the same tiles: one major compute capability, whose
+    binaries its minor ones run, and SMs with as much shared memory. Then it is another device, not another architecture."""
+    _, shared = chip(architecture)
+    major = int(_capability(arch.compute_capability))
+    return shared == arch.shared_bytes and int(float(architecture.removeprefix("sm_")) / 10) == major
 
 
 OTHER_ARCHITECTURE = {"prefill": 1.5, "decode": 2.1}

@@ -47,7 +47,8 @@ def tile_cost(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, fam
         peak |= {"tensor cores": ZERO * lanes, "fp32 pipe": peak["fp32 pipe"] + lanes / family.constant("mma_efficiency")}
     converted = at[QUERY] * at[KEY] * sweep.reuse.converted
     peak["fp32 pipe"] = peak["fp32 pipe"] + family.constant("vector_per_score") * converted / arch.vector_ops_per_cycle.value
-    peak["fp32 pipe"] = peak["fp32 pipe"] + _conversion(sweep, wide, cases, family) / arch.vector_ops_per_cycle.value
+    widening = _conversion(sweep, wide, cases, family) / arch.vector_ops_per_cycle.value
+    peak["fp32 pipe"] = peak["fp32 pipe"] + widening
     operands = [t for t in sweep.streams if QUERY not in t.ranks]
     own = [t for t in sweep.streams if QUERY in t.ranks]  # one score reads each of their elements
     shared = bytes_of(operands, wide, cases) * (1.0 + _readings(cases, family)) + 2.0 * bytes_of(own, wide, cases)
@@ -61,6 +62,8 @@ def tile_cost(sweep: Sweep, at: Mapping[str, Array], cases: Cases, gpu: Gpu, fam
     peak["L2"] = loaded / arch.l2_bytes_per_cycle.value
     real = {**peak, "tensor cores": peak["tensor cores"] / family.constant("mma_efficiency")}
     widest = reduce(np.maximum, real.values())
+    in_turn = reduce(np.maximum, ({**real, "fp32 pipe": real["fp32 pipe"] - widening}).values()) + widening
+    widest = widest + family.constant("convert_unhidden") * (in_turn - widest)
     alone = widest + family.constant("unhidden") * (sum(real.values(), ZERO) - widest)
     return TileCost(peak, alone, widest, loaded, shared)
 

@@ -89,7 +89,7 @@ def test_the_memory_efficient_kernel_elsewhere(rows: list[flashbias.Row]) -> Non
     for at in (("backward", "N 4096, E 64"), ("backward with the matrix", "N 16384, E 40")):
         assert found[at].ratio == pytest.approx(1.0, abs=0.1), found[at]
     assert found["forward", "N 16384, E 40"].ratio == pytest.approx(1.18, abs=0.02)
-    assert found["forward", "N 1024, E 32"].ratio == pytest.approx(2.48, abs=0.05)
+    assert found["forward", "N 1024, E 32"].ratio == pytest.approx(2.42, abs=0.05)
 
 
 def test_the_triton_kernel_s_backward_pass_is_too_fast_by_a_known_amount(rows: list[flashbias.Row]) -> None:

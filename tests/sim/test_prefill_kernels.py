@@ -13,7 +13,7 @@ from einsight.sim.cases import Cases
 from einsight.sim.estimate import build_cases, estimate
 from einsight.sim.family import Family, load_family
 from einsight.sim.framework import ADDED, added, additions
-from einsight.sim.hardware import load_gpu
+from einsight.sim.hardware import Gpu, Quantity, load_gpu
 from einsight.sim.kernel_names import acting_phases, chunks, reads_fresh
 from einsight.sim.mapping import Mapping
 from einsight.sim.mask import CAUSAL, Causal, Mask, Window
@@ -101,6 +101,26 @@ def test_narrow_keys_are_widened_by_every_warp_that_reads_them() -> None:
     assert times(fresh, L40S, family) == times(fresh, L40S, free)
 
 
+def test_widening_that_nothing_hides_takes_its_turn_with_the_products() -> None:
+    """Two blocks on an SM: fully hidden, the longer of products and lanes counts; in turn, products and widening do."""
+    family = plain("flashinfer")
+    long = rows(batch=8, seq=8192, heads=32, kv_heads=8, cache="fp8_e4m3")
+
+    def seconds(unhidden: float, of: Rows = long) -> float:
+        given = replace(family.constants["convert_unhidden"], value=unhidden)
+        return float(times(of, L40S, replace(family, constants={**family.constants, "convert_unhidden": given}))[0])
+
+    hidden, half, in_turn = map(seconds, (0.0, 0.5, 1.0))
+    assert hidden < half < in_turn
+    tile, readings = 128 * 128, 4  # elements of keys and values per tile of 64 keys, warps that read them
+    widening = 2 * tile / 2 * readings * 8 / L40S.architecture.vector_ops_per_cycle.value  # cycles of one tile, 8 per element
+    products = 4 * 128 * 64 * 128 / L40S.tensor_flops_per_cycle["bf16"].value / family.constant("mma_efficiency")
+    assert widening < products  # so that the products are what counts where widening is hidden
+    assert 1.0 < in_turn / hidden <= 1.0 + widening / products
+    wide = rows(batch=8, seq=8192, heads=32, kv_heads=8)
+    assert seconds(0.0, wide) == seconds(1.0, wide)
+
+
 def test_fresh_keys_cost_what_16_bit_ones_do_beside_the_cache_writer() -> None:
     family = plain("flashinfer")
     narrow, wide = (cases(family, rows(cache=cache, read="bf16")) for cache in ("fp8_e4m3", "bf16"))
@@ -180,6 +200,31 @@ def test_the_sustained_clock_follows_from_boost_tdp_and_energy() -> None:
     brief = rows(seq=1024)
     assert times(long, L40S, family)[0] > 1.1 * times(long, cool, family)[0]
     assert times(brief, L40S, family)[0] < 1.01 * times(brief, cool, family)[0]
+
+
+def test_bytes_from_l2_lower_the_clock_of_long_runs_on_the_sms_alone() -> None:
+    """Narrow tiles fetch each key more often: their run falls further. HBM has a clock of its own."""
+
+    def on(joule_per_byte: float) -> Gpu:
+        energy = Quantity(joule_per_byte, "given", "assumed", "a test")
+        return replace(L40S, architecture=replace(L40S.architecture, l2_energy=energy))
+
+    family, dear, free = plain("flash2"), on(50e-12), on(0.0)
+    (plan, mask, _), = groups(long := rows(batch=64, seq=8192, heads=32, kv_heads=8))  # fmt: skip
+
+    def slower(block_m: int) -> float:
+        given = Mapping(block_m=block_m, block_n=64)
+        found = [estimate(plan, mask, sizes_of(long), True, gpu, family, given).time_s[0] for gpu in (dear, free)]
+        return float(found[0] - found[1])
+
+    assert slower(64) == pytest.approx(2.0 * slower(128), rel=0.05)
+    brief = rows(seq=1024)
+    assert times(brief, dear, family)[0] < 1.001 * times(brief, free, family)[0]
+    far = replace(free, hbm_bytes_per_s=replace(L40S.hbm_bytes_per_s, value=1e9))
+    near = replace(far, architecture=dear.architecture)
+    none = replace(family.constants["unhidden_memory"], value=0.0)
+    hidden = replace(family, constants={**family.constants, "unhidden_memory": none})
+    assert times(long, near, hidden)[0] == times(long, far, hidden)[0]
 
 
 def test_other_instructions_keep_the_products_per_cycle_not_the_share_of_the_peak() -> None:
