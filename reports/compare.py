@@ -214,7 +214,7 @@ def parts(measured: Measured, target: str | None = None, family: str | None = No
 
 
 def _unknown_kernel(first: dict[str, str], gpu: Gpu) -> str:
-    known = "known, but not there" if first["kernel"] in known_kernels() else "unknown"
+    known = "known, but not there" if first["kernel"].strip().lower() in known_kernels() else "unknown"
     return (
         f"kernel '{first['kernel']}' of {framework_name(first['framework'])} for {first['phase']} on {gpu.name}: {known}; "
         "--family names a family for it"

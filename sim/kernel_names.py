@@ -6,7 +6,8 @@ dimension, and the rules say how.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -89,11 +90,13 @@ class Table:
     fresh_keys: tuple[FreshKeys, ...] = ()
     chunked_windows: tuple[ChunkedWindow, ...] = ()
     one_token_decodes: tuple[str, ...] = ()
+    spellings: Mapping[str, str] = field(default_factory=dict)  # lower case -> the name that fits and rules use
 
 
 def framework_name(framework: str) -> str:
-    """A framework without its version: "SGLang" of "SGLang 0.5.14"."""
-    return framework.strip().split(" ")[0]
+    """A framework without its version, as the rules spell it: "SGLang" of "SGLang 0.5.14", "VLLM" of "vLLM 0.14"."""
+    word = framework.strip().split(" ")[0]
+    return table().spellings.get(word.lower(), word)
 
 
 def family_for(
@@ -162,12 +165,12 @@ def known_kernels() -> tuple[str, ...]:
 
 
 def _meant(line: IgnoredWindow | ChunkedWindow | FreshKeys, kernel: str, framework: str) -> bool:
-    return framework_name(framework) in line.frameworks and kernel in line.kernels
+    return framework_name(framework) in line.frameworks and kernel.strip().lower() in line.kernels
 
 
 def _concerns(rule: Rule, kernel: str, framework: str, phase: str, gpu: Gpu) -> bool:
     return (
-        kernel in rule.kernels
+        kernel.strip().lower() in rule.kernels
         and (not rule.frameworks or framework_name(framework) in rule.frameworks)
         and rule.phase in (None, phase)
         and (not rule.instructions or gpu.architecture.instructions in rule.instructions)
@@ -195,7 +198,7 @@ def table() -> Table:
 
 def read_table(path: Path) -> Table:
     """A table from a file. Raises SpecError with file, line and place."""
-    optional = ["fresh_keys", "chunked_windows", "one_token_decodes"]
+    optional = ["fresh_keys", "chunked_windows", "one_token_decodes", "spellings"]
     root = strict_yaml.load(path).table(["rules", "value_dims", "ignored_windows"], optional)
     return Table(
         tuple(_rule(item) for item in root["rules"].items()),
@@ -204,6 +207,7 @@ def read_table(path: Path) -> Table:
         tuple(_fresh(item) for item in root["fresh_keys"].items()) if "fresh_keys" in root else (),
         tuple(_chunked(item) for item in root["chunked_windows"].items()) if "chunked_windows" in root else (),
         _texts(root["one_token_decodes"]) if "one_token_decodes" in root else (),
+        _spellings(root["spellings"]) if "spellings" in root else {},
     )
 
 
@@ -244,6 +248,10 @@ def _chunked(item: Item) -> ChunkedWindow:
 def _fresh(item: Item) -> FreshKeys:
     t = item.table(["frameworks", "kernels", "source"])
     return FreshKeys(_texts(t["frameworks"]), _texts(t["kernels"]), t["source"].text())
+
+
+def _spellings(item: Item) -> Mapping[str, str]:
+    return {other.lower(): name for name, entry in item.entries().items() for other in _texts(entry)}
 
 
 def _small_grid(item: Item) -> tuple[int, int, int]:

@@ -9,16 +9,19 @@ import pytest
 
 from einsight.sim.family import load_family
 from einsight.sim.hardware import load_gpu
-from einsight.sim.kernel_names import family_for, known_kernels, read_table, value_dims, windows
+from einsight.sim.kernel_names import family_for, framework_name, known_kernels, read_table, value_dims, windows
 from einsight.sim.strict_yaml import SpecError
 
 H100, B200, A100 = load_gpu("h100-sxm"), load_gpu("b200"), load_gpu("a100-sxm-80gb")
 
 
-def named(kernel: str, phase: str, gpu: object, group: int = 4, head_dim: int = 128, batch: int = 64, seq: int = 4096) -> str:
+def named(
+    kernel: str, phase: str, gpu: object, group: int = 4, head_dim: int = 128, batch: int = 64, seq: int = 4096,
+    framework: str = "TRTLLM 1.0", cached: str = "bf16",
+) -> str:  # fmt: skip
     one = np.ones(1)
-    found = family_for(kernel, "TRTLLM 1.0", phase, gpu, one * group * 8, one * 8, one * head_dim, one * batch, one * seq)  # type: ignore[arg-type]
-    return str(found[0])
+    sizes = one * group * 8, one * 8, one * head_dim, one * batch, one * seq
+    return str(family_for(kernel, framework, phase, gpu, *sizes, cached)[0])  # type: ignore[arg-type]
 
 
 def test_one_name_stands_for_several_kernels() -> None:
@@ -45,6 +48,62 @@ def test_flashinfers_caller_chooses_lanes_or_tensor_cores() -> None:
     assert [named("flashinfer", "decode", A100, group=g) for g in (1, 3, 4)] == ["flashinfer_lanes"] * 2 + ["flashinfer"]
     for kernel in ("vllm_flashinfer_fidecode", "torch_flow_flashinfer"):
         assert named(kernel, "decode", A100, group=1) == "flashinfer"
+
+
+OCCURRING = (  # the kernel strings of public tables, on the devices of public tables
+    "fa3", "vllm_flash_attn_fa3", "flash_attention", "vllm_flash_attn", "vllm_flash_attn_fa2", "vllm_flash_attn_fa4",
+    "torch_flow", "trtllm_mha", "flashinfer", "torch_flow_flashinfer", "vllm_flashinfer_fiprefill", "vllm_flashinfer_fidecode",
+    "triton", "vllm_triton_attn", "vllm_flashinfer_trtllmprefill", "vllm_flashinfer_trtllmdecode", "vllm_flashinfer",
+)  # fmt: skip
+DEVICES = ("a100-sxm-80gb", "h100-sxm", "h200-sxm", "l40s", "b200", "gb200", "b300", "rtx-pro-6000")
+NOWHERE = {("fa3", "tcgen05"), ("vllm_flash_attn_fa3", "tcgen05")}
+"""FlashAttention-3 needs wgmma, or is compiled for mma.sync: there is no kernel to predict."""
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("head_dim", [64, 128, 192, 256, 512])
+def test_whatever_occurs_has_a_family_on_every_device(device: str, head_dim: int) -> None:
+    gpu = load_gpu(device)
+    for kernel in OCCURRING:
+        for phase in ("prefill", "decode"):
+            for cached in ("bf16", "fp8_e4m3"):
+                for group in (1, 4, 64):
+                    name = named(kernel, phase, gpu, group, head_dim, cached=cached)
+                    missing = (kernel, gpu.architecture.instructions) in NOWHERE
+                    assert bool(name) != missing, (kernel, phase, cached, group)
+                    assert missing or load_family(name).why_unusable(gpu, "bf16") is None, (kernel, name)
+
+
+@pytest.mark.parametrize(("kernel", "phase", "device", "cached", "family"), [
+    ("fa4", "prefill", "h100-sxm", "bf16", "flash3"),
+    ("vllm_flash_attn_fa4", "decode", "rtx-pro-6000", "bf16", "flash2"),
+    ("vllm_flash_attn_fa4", "prefill", "b300", "bf16", "trtllm_blackwell"),
+    ("vllm_flash_attn_fa3", "prefill", "a100-sxm-80gb", "bf16", "flash3_sm80"),
+    ("vllm_flash_attn", "prefill", "h200-sxm", "bf16", "flash3"),
+    ("vllm_flash_attn", "prefill", "b200", "bf16", "flash2"),
+    ("vllm_flashinfer_trtllmprefill", "prefill", "b200", "fp8_e4m3", "trtllm_blackwell"),
+    ("vllm_flashinfer_trtllmdecode", "decode", "gb200", "bf16", "trtllm_gen"),
+    ("vllm_flashinfer_trtllmdecode", "decode", "rtx-pro-6000", "bf16", "xqa"),
+    ("vllm_flashinfer_trtllmdecode", "decode", "h100-sxm", "fp8_e4m3", "xqa_fp8"),
+    ("vllm_flashinfer", "prefill", "b200", "bf16", "trtllm_blackwell"),
+    ("vllm_flashinfer", "decode", "b200", "fp8_e4m3", "flashinfer"),
+    ("vllm_flashinfer", "decode", "l40s", "bf16", "flashinfer"),
+    ("vllm_flashinfer", "prefill", "h100-sxm", "bf16", "flash3"),
+    ("trtllm-gen", "decode", "b300", "bf16", "trtllm_gen"),
+    ("triton_attn", "prefill", "b200", "bf16", "triton_unified"),
+])  # fmt: skip
+def test_other_stacks_call_the_same_kernels_by_other_names(
+    kernel: str, phase: str, device: str, cached: str, family: str
+) -> None:
+    assert named(kernel, phase, load_gpu(device), framework="VLLM 0.24.0", cached=cached) == family
+
+
+def test_names_are_known_in_any_case() -> None:
+    assert named(" FA3 ", "prefill", H100) == named("fa3", "prefill", H100)
+    assert named("Vllm_Flash_Attn_FA2", "decode", A100) == "flash2"
+    assert windows("FlashInfer", "sglang 0.5.14", "prefill", np.array([128.0]), np.array([512.0])).tolist() == [0.0]
+    spelled = {"vLLM 0.14.0": "VLLM", "sglang 0.5": "SGLang", "TensorRT-LLM 1.2": "TRTLLM", "trtllm": "TRTLLM", "X 1": "X"}
+    assert {text: framework_name(text) for text in spelled} == spelled
 
 
 @pytest.mark.parametrize("gpu", [H100, B200, A100])
