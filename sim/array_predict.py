@@ -148,7 +148,8 @@ def _assumptions(workload: Workload, found: Run) -> tuple[str, ...]:
     case, technology = found.case, found.case.array.technology
     notes = [
         f"energies and areas: {technology.name}",
-        "interval: from the slowest resource alone to no overlap of the arrays and DRAM",
+        "full to no overlap: from the slowest resource alone to arrays and DRAM one after another; not an interval of measured"
+        " times",
     ]
     if case.spilled or case.live_spilled:
         lost = max(case.spilled, case.live_spilled)
