@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError, whole
-from einsight.sim.gna_advice import Advice, Choice, advise, legal_pairs, over_windows
+from einsight.sim.gna_advice import Advice, Choice, advise, every_stride, legal_pairs, over_windows, stride_choices
 from einsight.sim.gna_bounds import BlockSparsity, Bounds, block_sparsity, bounds, end_to_end, natten_rule
 from einsight.sim.gna_kernel import GnaKernel, TilePair, family_of, kernel_for, load_gna_kernel, names, runs_on
 from einsight.sim.gna_tiles import TILINGS, GnaTiles, Shape, count_tiles, padded_shape
@@ -22,7 +23,7 @@ from einsight.sim.units import format_time
 from einsight.sim.workload import element_type
 
 SHOWN = 12
-"""Rows of a printed table of strides or windows; `--json` has all."""
+"""Rows of a printed table of advice; `--json` has all."""
 SWEEPS = ("strides", "windows")
 
 
@@ -45,6 +46,7 @@ def run(
     dense_steps: Annotated[int, typer.Option(metavar="15", help="With --share: steps that stay dense, ...")] = 0,
     steps: Annotated[int, typer.Option(metavar="50", help="... of so many.")] = 1,
     sweep: Annotated[str | None, typer.Option("--sweep", metavar="strides|windows", help="A table over them.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="With --sweep strides: all that are tried, not their front.")] = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="With --sweep: draw it.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -65,8 +67,11 @@ def run(
         made = [_case(problem, "", None, _some_kernel(problem), asked, tiling)]
     if share is not None or dense_steps:
         _check_share(share, dense_steps, steps)
+    if every and (sweep != "strides" or plot is not None):
+        asked_for = f"a sweep of {sweep or 'nothing'}" if sweep != "strides" else f"--plot {plot}, which draws the front"
+        raise CommandError("--all", asked_for, "--sweep strides, without --plot")
     if sweep is not None or plot is not None:
-        return _sweep(problem, made, sweep, plot, as_json)
+        return _sweep(problem, made, sweep, plot, every, as_json)
     if as_json:
         return print_json(_json(problem, made, share, dense_steps, steps))
     _print(problem, made, share, dense_steps, steps)
@@ -358,7 +363,9 @@ def _by(values: Any) -> str:
 # -- sweeps --------------------------------------------------------------------------------------------------------------
 
 
-def _sweep(problem: Problem, made: Sequence[Case], what: str | None, plot: Path | None, as_json: bool) -> None:
+def _sweep(
+    problem: Problem, made: Sequence[Case], what: str | None, plot: Path | None, every: bool, as_json: bool
+) -> None:  # fmt: skip
     if what not in SWEEPS:
         raise CommandError("--sweep", what, " or ".join(SWEEPS))
     timed = [c for c in made if c.gpu]
@@ -368,13 +375,21 @@ def _sweep(problem: Problem, made: Sequence[Case], what: str | None, plot: Path 
     pairs = legal_pairs(problem, case.kernel) or (case.pair,)
     if what == "windows":
         found = over_windows(problem, timed[0].gpu, case.kernel, pairs)
+    elif every:
+        found = every_stride(problem, timed[0].gpu, case.kernel, pairs)
     else:
         found = advise(problem, timed[0].gpu, case.kernel, pairs).front
     if plot is not None:
         from einsight.reports.figures import gna_figure, save  # matplotlib: half a second, only for a picture
 
         save(gna_figure(found, case.target), plot)
+    tried = prod(len(choices) for choices in stride_choices(problem.gna))
     if as_json:
-        return print_json({"target": case.target, "sweep": what, "points": [_choice_json(c) for c in found]})
-    shown = found if what == "strides" else found[: 3 * SHOWN]
-    _print_choices(f"{what.capitalize()} of {_by(problem.gna.layout)} tokens on {case.target}", shown)
+        head = {"target": case.target, "sweep": what} | ({"strides_tried": tried} if what == "strides" else {})
+        return print_json(head | {"points": [_choice_json(c) for c in found]})
+    _print_choices(f"{what.capitalize()} of {_by(problem.gna.layout)} tokens on {case.target}", found)
+    if what == "windows":
+        print_lines(["each window with stride 1, the asked stride and the fastest one, tiles the fastest"])
+    elif not every:
+        print_lines([f"the front of {tried:,} strides: each shares its window among more queries and is faster than all"
+                     " before; --all has every one"])  # fmt: skip

@@ -105,7 +105,23 @@ def test_sweeps_draw_and_print(einsight: Einsight, tmp_path: Path, what: str) ->
     assert einsight(*small).code == 0
 
 
+def test_a_sweep_of_strides_is_the_front_and_says_so_or_all_of_them(einsight: Einsight) -> None:
+    small = ("gna", "-i", "16x32x32", "-w", "4x8x8", "--head-dim", "128", "--target", "h100-sxm", "--sweep", "strides")
+    front, every = (einsight(*small, *more, "--json").json for more in ((), ("--all",)))
+    assert front["strides_tried"] == every["strides_tried"] == len(every["points"]) == 4 * 8 * 8
+    times = {tuple(p["stride"]): p["total_time_s"] for p in every["points"]}
+    assert len(front["points"]) < 40
+    assert all(times[tuple(p["stride"])] == pytest.approx(p["total_time_s"]) for p in front["points"])
+    assert min(p["total_time_s"] for p in every["points"]) == pytest.approx(front["points"][-1]["total_time_s"], rel=0.01)
+    out = einsight(*small).out
+    assert "the front of 256 strides" in out and "--all" in out
+    shown = einsight(*small, "--all").out
+    assert "the front" not in shown and sum(line.lstrip().startswith("4x8x8") for line in shown.splitlines()) == 256
+
+
 REFUSED = [
+    (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--sweep", "windows", "--all"), "found 'a sweep of windows'"),
+    (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--sweep", "strides", "--all", "--plot", "x.svg"), "which draws"),
     (("gna", "-w", "3"), "-i: found 'nothing'"),
     (("gna", "-i", "30x48x80", "-w", "18x24x90"), "dimension 2 has window 90; expected 2 to 80"),
     (("gna", "-i", "30x48x80", "-w", "18x24x24", "-s", "19x1x1"), "dimension 0 has stride 19; expected 1 to 18"),
