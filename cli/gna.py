@@ -33,7 +33,7 @@ def run(
     window: Annotated[str | None, typer.Option("-w", "--window-size", metavar="WxWxW", help="Default: the grid.")] = None,
     stride: Annotated[str, typer.Option("-s", "--stride", metavar="SxSxS", help="Queries that share a window.")] = "1",
     dilation: Annotated[str, typer.Option("-d", "--dilation", metavar="DxDxD", help="Gap between neighbours.")] = "1",
-    causal: Annotated[bool, typer.Option("--causal", help="In every dimension, or as given: --causal 1x0x0.")] = False,
+    causal: Annotated[bool, typer.Option("--causal", help="In every dimension, or as given: --causal=1x0x0.")] = False,
     heads: Annotated[str, typer.Option("-n", "--heads", metavar="H", help="Heads.")] = "1",
     batch: Annotated[str, typer.Option("-b", "--batch", metavar="B", help="Grids.")] = "1",
     head_dim: Annotated[str, typer.Option("--head-dim", metavar="E", help="Dimension of a head.")] = "64",

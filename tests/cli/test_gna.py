@@ -74,6 +74,7 @@ def test_causal_in_all_or_some_dimensions(einsight: Einsight) -> None:
     assert einsight(*grid, "--causal").json["total_kv_tiles"] == 468  # NATTEN's own block mask
     some = einsight(*grid, "--causal", "1x0").json
     assert some["causal"] == [True, False]
+    assert einsight(*grid, "--causal=1x0").json == some
     assert einsight(*grid, "--causal", "1x1").json["total_kv_tiles"] == 468
     assert einsight(*grid, "--causal", "0x0").json["total_kv_tiles"] == 816
 
@@ -132,6 +133,7 @@ REFUSED = [
     (("gna", "-i", "64", "-w", "8", "--q-tile", "8"), "expected both or neither"),
     (("gna", "-i", "64", "-w", "8", "--q-tile", "8xb", "--kv-tile", "8"), "whole numbers such as 2x8x8"),
     (("gna", "-i", "64", "-w", "8", "--causal", "2"), "expected 0 or 1 per dimension"),
+    (("gna", "-i", "64", "-w", "8", "--causal="), "--causal: found ''; expected 0 or 1 per dimension"),
     (("gna", "-i", "64", "-w", "8", "1x0"), "expected options only"),
     (("gna", "-i", "64", "-w", "8", "--dtype", "fp12"), "--dtype: found 'fp12'"),
     (("gna", "-i", "64", "-w", "8", "--tiling", "loose"), "expected static or dynamic"),
