@@ -302,7 +302,8 @@ def load_family(name: str) -> Family:
     """The shipped family of that name, or the one in a file. Raises SpecError with file, line and place."""
     path = family_file(name)
     if path.parent == _folder() and name not in names():
-        raise SpecError("--target", 0, "family", f'"{name}"', f"one of: {', '.join(names())}", did_you_mean(name, names()))
+        known = f"one of the families of GPUs {', '.join(names())}"
+        raise SpecError("family", 0, "", f'"{name}"', known, did_you_mean(name, names()))
     return _family(strict_yaml.load(path))
 
 
