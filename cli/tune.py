@@ -87,6 +87,8 @@ def run(
     """
     shape = options.Shape(None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias, cache)
     others = {"--explain": explain, "--workload": workload, "--predict-only": predict_only, "--target": target}
+    if key is not None and replay is None:
+        raise CommandError("--key", key, "--replay RECORD.jsonl beside it")
     _alone(replay, shapes, shape, others)
     from einsight.cli import tune_predict
 
