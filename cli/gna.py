@@ -101,7 +101,9 @@ def _case(
     problem: Problem, name: str, gpu: Gpu | None, kernel: GnaKernel, asked: TilePair | None, tiling: str | None
 ) -> Case:
     if gpu and (why := family_of(kernel).why_unusable(gpu, problem.dtype)):
-        raise CommandError("--dtype", problem.dtype, f"a type that {kernel.name} covers there ({why})")
+        others = [k.name for k in map(load_gna_kernel, names()) if not family_of(k).why_unusable(gpu, problem.dtype)]
+        known = f"a type that {kernel.name} covers there ({why})"
+        raise CommandError("--dtype", problem.dtype, f"{known}, or a kernel with it: {', '.join(others) or 'there is none'}")
     if gpu and not kernel.covers(problem.head_dim):
         known = f"one that {kernel.name} is built for: {_dims(kernel.head_dims)}"
         raise CommandError("--head-dim", str(problem.head_dim), known)

@@ -142,6 +142,7 @@ REFUSED = [
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm:blackwell-fna"), "a kernel that runs on wgmma"),
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm:nobody"), "hopper-fna"),
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--dtype", "fp8_e4m3"), "natten_hopper covers"),
+    (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--dtype", "fp8_e4m3"), "or a kernel with it: triton-gna"),
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--head-dim", "512"), "32, 64, 128, 256"),
     (("gna", "-i", "64", "-w", "8", "--target", "b200", "--head-dim", "20"), "built for: 8, 16, ... 128"),
     (("gna", "-i", "4000000000", "--q-tile", "1", "--kv-tile", "1"), "at most 2^62 pairs"),
