@@ -335,16 +335,15 @@ _COLUMNS = ("window", "stride", "Q / KV tiles", "worst", "average", "block-spars
 
 
 def _print_advice(problem: Problem, found: Advice) -> None:
-    print_lines([""])
-    _print_choices("Tiles for this window and stride, fastest first", found.tiles[:SHOWN])
+    _print_choices("\nTiles for this window and stride, fastest first", found.tiles[:SHOWN])
     if found.near:
-        _print_choices("Fully block-sparse strides near the asked one", found.near)
+        _print_choices("\nFully block-sparse strides near the asked one", found.near)
     else:
         why = "a causal dimension is never" if any(problem.gna.causal) else "no stride of this window is"
-        print_lines([f"No fully block-sparse stride: {why}, with these tiles."])
+        print_lines(["", f"No fully block-sparse stride: {why}, with these tiles."])
     if found.better:
-        _print_choices("The same window and sparsity, faster, sharing the fewest queries", found.better)
-    _print_choices("Strides: the fastest by how many queries share a window", found.front[-SHOWN:])
+        _print_choices("\nThe same window and sparsity, faster, sharing the fewest queries", found.better)
+    _print_choices("\nStrides: the fastest by how many queries share a window", found.front[-SHOWN:])
 
 
 def _print_choices(title: str, choices: Sequence[Choice]) -> None:

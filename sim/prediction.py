@@ -106,7 +106,7 @@ class Prediction:
             ("energy", f"{format_si(self.energy_pj * 1e-12, 'J')} ({self.energy_note})")
         ]  # fmt: skip
         array = [] if self.cycles is None else [
-            ("cycles", ", ".join(f"{part} {n:,.4g}" for part, n in self.cycles.items())),
+            ("cycles", ", ".join(f"{part} {n:,.0f}" for part, n in self.cycles.items())),
             ("utilisation", ", ".join(f"{part} {100 * u:.3g} %" for part, u in (self.utilisation or {}).items())),
             ("area", "" if self.area_mm2 is None else f"{self.area_mm2:,.4g} mm^2"),
         ]  # fmt: skip
