@@ -276,7 +276,7 @@ def _reasons(found: Estimate, gpu: Gpu, family: Family, dtype: str):  # type: ig
             return f"HBM: {format_si(seconds * rate, 'B')} at {gpu.hbm_bytes_per_s.text} ({gpu.hbm_bytes_per_s.kind})"
         if name == "longest block":
             shorter = "smaller tiles" if any(k.name == "column" for k in found.kernels) else "more splits"
-            return f"longest block: {seconds * hz:.0f} cycles of dependent tiles at {gpu.boost_hz.text}; {shorter} shorten it"
+            return f"longest block: {seconds * hz:,.0f} cycles of dependent tiles at {gpu.boost_hz.text}; {shorter} shorten it"
         launch = family.constants["launch_s"]
         return f"launch: {format_time(launch.value)} per call ({launch.kind}: {launch.source})"
 
