@@ -124,7 +124,7 @@ def _case(
 
 def _mask(size: str, window: str | None, stride: str, dilation: str, causal: str | bool) -> Gna:
     if not size:
-        raise CommandError("-i", "nothing", "the grid of tokens, such as -i 30x48x80")
+        raise CommandError("-i", None, "the grid of tokens, such as -i 30x48x80")
     spec = {"layout": size, "window": window or size, "stride": stride, "dilation": dilation, "causal": causal}
     rank = len(size.split("x"))
     fields = {

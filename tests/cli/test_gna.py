@@ -123,7 +123,7 @@ def test_a_sweep_of_strides_is_the_front_and_says_so_or_all_of_them(einsight: Ei
 REFUSED = [
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--sweep", "windows", "--all"), "found 'a sweep of windows'"),
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--sweep", "strides", "--all", "--plot", "x.svg"), "which draws"),
-    (("gna", "-w", "3"), "-i: found 'nothing'"),
+    (("gna", "-w", "3"), "-i: found nothing; expected the grid"),
     (("gna", "-i", "30x48x80", "-w", "18x24x90"), "dimension 2 has window 90; expected 2 to 80"),
     (("gna", "-i", "30x48x80", "-w", "18x24x24", "-s", "19x1x1"), "dimension 0 has stride 19; expected 1 to 18"),
     (("gna", "-i", "30x48x80", "-w", "18x24x24", "-d", "1x1x4"), "dimension 2 has dilation 4; expected 1 to 3"),

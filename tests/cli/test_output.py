@@ -55,6 +55,11 @@ def test_cycles_and_bytes_are_written_out(einsight: Einsight) -> None:
     assert "tensor cores 2,097,152" in told and "34.00 MiB (recompute" in told
 
 
+def test_ratios_of_the_reproduction_are_a_number_of_times(einsight: Einsight) -> None:
+    out = einsight("reproduce", "flashbias").out
+    assert re.search(r"backward over forward +N 8192 +2\.77 x", out) and not re.search(r"\d ratio\b", out)
+
+
 def test_an_array_lists_its_numbers_by_name_without_units_twice(einsight: Einsight) -> None:
     out = einsight("hardware").out
     assert "clock 940 MHz" in out and "_hz" not in out and "bytes" not in out
