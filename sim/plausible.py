@@ -1,9 +1,9 @@
 """Which values a hardware profile can have: a wrong prefix or a digit too many is refused where it stands in the file.
 
-A range rests on one of two things. SHIPPED: a tenth of the smallest to ten times the largest value among the shipped
-profiles; the widest device that anyone will write a profile for is nearer to these than a prefix of 1000 is. PHYSICS: a
-limit that no device passes, where the shipped ones are too much alike for the first rule: a chip has at least one SM,
-nothing made of silicon runs at more than about 9 GHz.
+A range rests on one of three things. SHIPPED: a tenth of the smallest to ten times the largest value among the shipped
+profiles; the widest device that anyone will write a profile for is nearer to these than a prefix of 1000 is. COUNTED: from
+one, since every device has one, to ten times the largest. PHYSICS: what no device passes, where shipped ones are too much
+alike for that: nothing made of silicon runs at more than about 9 GHz, and a phone draws a watt.
 Printed peaks have no range: they are held against SMs, rate and clock.
 """
 
@@ -16,6 +16,7 @@ from einsight.sim.strict_yaml import Item
 from einsight.sim.units import COUNT, parse
 
 SHIPPED = "1/10 to 10 times what shipped profiles have"
+COUNTED = "at most 10 times what shipped profiles have"
 PHYSICS = "what devices can have"
 
 
@@ -51,13 +52,12 @@ RANGES = (
     Range(("tensor_memory_columns",), COUNT, "52", "5120", SHIPPED),
     Range(("buffer_row",), "byte", "6.4 B", "5120 B", SHIPPED),
     Range(("energy",), "pJ", "0.0028 pJ", "1480 pJ", SHIPPED),  # of one application, in an array
-    # Of what a device has at least one of: up to ten times the largest shipped.
-    Range(("sms",), COUNT, "1", "3040", PHYSICS),
-    Range(("warps",), COUNT, "1", "640", PHYSICS),
-    Range(("blocks",), COUNT, "1", "320", PHYSICS),
-    Range(("array_2d.rows", "array_2d.columns", "array_1d.lanes"), COUNT, "1", "2560", PHYSICS),
-    Range(("array_2d.registers", "array_1d.registers"), COUNT, "1", "320", PHYSICS),
-    Range(("buffer_ports",), COUNT, "1", "40", PHYSICS),
+    Range(("sms",), COUNT, "1", "3040", COUNTED),
+    Range(("warps",), COUNT, "1", "640", COUNTED),
+    Range(("blocks",), COUNT, "1", "320", COUNTED),
+    Range(("array_2d.rows", "array_2d.columns", "array_1d.lanes"), COUNT, "1", "2560", COUNTED),
+    Range(("array_2d.registers", "array_1d.registers"), COUNT, "1", "320", COUNTED),
+    Range(("buffer_ports",), COUNT, "1", "40", COUNTED),
 )
 
 BY_KEY: Mapping[str, Range] = {key: found for found in RANGES for key in found.keys}
