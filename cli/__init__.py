@@ -37,6 +37,9 @@ VERBS = {
 }
 """Verb (a module of this folder with a function `run`, or with a `group` of commands) and its line in `einsight --help`."""
 
+OPTIONAL_VALUES = {"gna": ("--causal=",)}
+"""Flags of a verb that may take a value, which the parser does not know: it reads `--causal=1x0x0` as `--causal 1x0x0`."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit code: 0 done, 1 fell short, 2 bad input, 70 a bug, 130 interrupted."""
@@ -45,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        application(next((w for w in words if not w.startswith("-")), ""))(words, prog_name="einsight")
+        verb = next((w for w in words if not w.startswith("-")), "")
+        joined = OPTIONAL_VALUES.get(verb, ())
+        words = [part for w in words for part in (w.split("=", 1) if w.startswith(joined) else (w,))]
+        application(verb)(words, prog_name="einsight")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else DONE
     except Exception as error:

@@ -143,7 +143,7 @@ def _print(found: Analysis, timed: Sequence[BiasTimes], plain: Workload, drops: 
     if not found.exact:
         shares = [f"{100 * s:g} %" for s in SHARES]
         curve = [(name, *(_rank(h.curve[s], h) for s in SHARES), _first(h)) for name, h in _alike(found.heads)]
-        print_table("Rank by energy", ("heads", *shares, "singular values 1, 2, 4, 8, ..."), curve, right=shares)
+        print_table("\nRank by energy", ("heads", *shares, "singular values 1, 2, 4, 8, ..."), curve, right=shares)
     for t in timed:
         _print_times(t, plain)
     print_lines(["", *_verdict(found, timed), "", "rests on"])
@@ -190,7 +190,7 @@ def _print_times(t: BiasTimes, plain: Workload) -> None:
         for label, p in rows
     ]  # fmt: skip
     title = f"{t.target}, {plain.name}, {plain.sizes['h']} heads of {plain.sizes['e']}, batch {plain.sizes['b']}"
-    print_table(title, ("", "time", "over the matrix", f"{memory} traffic", "limited by"), cells, right=("time",))
+    print_table(f"\n{title}", ("", "time", "over the matrix", f"{memory} traffic", "limited by"), cells, right=("time",))
     least = "at least " if t.capped else ""
     print_lines([
         f"  factors beat the matrix up to rank {least}{t.break_even_rank} (model, L2 included);"

@@ -163,4 +163,4 @@ def _print_left_out(name: str, found: Comparison) -> None:
     rows = [(" ".join(map(str, values.values())), *s.cells()) for values, s in by_group(found, HELD_OUT_BY)]
     heads = (", ".join(HELD_OUT_BY), *HEADS)
     print_table(f"{name}, left out of every fit: error in percent", heads, rows, right=HEADS, wrap=heads[:1])
-    print_lines([*(f"constants: {note}" for note in found.notes), ""])
+    print_lines([*(note[:1].upper() + note[1:] for note in found.notes), ""])

@@ -25,10 +25,11 @@ def run(
     found, fragments = library.listing(), [library.fragment(name) for name in library.fragments()]
     if as_json:
         return print_json({"cascades": [_facts(c) for c in found], "fragments": [_facts(c) for c in fragments]})
-    rows = [(c.name, c.computes, "yes" if c.stable else "no", _roles(c), c.paper) for c in found]
-    print_table("Cascades", ("name", "computes", "stable", "can carry", "paper"), rows)
+    rows = [(c.name, c.computes.replace("_", " "), "yes" if c.stable else "no", _roles(c), c.paper) for c in found]
+    columns = ("name", "computes", "stable", "can carry", "paper")
+    print_table("Cascades", columns, rows, wrap=columns[1:4:2])
     extra = [(c.name, _extends(c), c.paper) for c in fragments]
-    print_table("Fragments: biases and softcaps, spliced into a cascade", ("name", "extends", "paper"), extra)
+    print_table("\nFragments: biases and softcaps, spliced into a cascade", ("name", "extends", "paper"), extra)
 
 
 def _one(cascade: Cascade, as_json: bool) -> None:

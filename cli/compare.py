@@ -123,10 +123,10 @@ def _print(compared: Comparison, by: Sequence[str], overall: Score) -> None:
     print_lines([_apart(overall), ""])
     told = ("kernel", "case", "measured", "predicted", "90 % interval", "bound")
     listed = [_worst_cells(compared, row) for row in worst(compared, SHOWN_WORST).tolist()]
-    print_table("Worst cases", told, listed, right=told[2:4], wrap=told[4:])
+    print_table("Worst cases", told, listed, right=told[2:4], wrap=told[:2])
     print_lines([f"Set aside as noise: {RULE}."])
     print_lines(f"Not predicted, {u.rows} rows: {u.reason}" for u in compared.unpredicted)
-    print_lines(f"Constants: {note}" for note in compared.notes)
+    print_lines(note[:1].upper() + note[1:] for note in compared.notes)
 
 
 def _apart(s: Score) -> str:

@@ -215,12 +215,13 @@ def _on_text(cascade: Cascade, sizes: Mapping[str, int] | None, gpu: Gpu | None)
     found = _on(cascade, sizes, gpu).get("target")
     if found is None:
         return []
-    units = ", ".join(f"{unit} {cycles:,.4g}" for unit, cycles in found["cycles_per_sm"].items())
+    units = ", ".join(f"{unit} {cycles:,.0f}" for unit, cycles in found["cycles_per_sm"].items())
     lines = ["", f"Cycles of one SM of {found['name']}, each unit at its full rate (bf16): {units}"]
     if (best := found["least_traffic"]) is not None:
+        held, moved = found["buffer_bytes"] / 2**10, best["traffic_bytes"] / 2**20
         lines.append(
-            f"Least traffic with a block's {found['buffer_bytes'] / 1024:g} KiB of shared memory: "
-            f"{best['traffic_bytes']:,.4g} bytes ({best['policy']}, query blocks of {best['block']}, tiles of {best['tile']})"
+            f"Least traffic with a block's {held:g} KiB of shared memory: {moved:,.2f} MiB "
+            f"({best['policy']}, query blocks of {best['block']}, tiles of {best['tile']})"
         )
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError, whole
-from einsight.sim.gna_advice import Advice, Choice, advise, legal_pairs, over_windows
+from einsight.sim.gna_advice import Advice, Choice, advise, every_stride, legal_pairs, over_windows, stride_choices
 from einsight.sim.gna_bounds import BlockSparsity, Bounds, block_sparsity, bounds, end_to_end, natten_rule
 from einsight.sim.gna_kernel import GnaKernel, TilePair, family_of, kernel_for, load_gna_kernel, names, runs_on
 from einsight.sim.gna_tiles import TILINGS, GnaTiles, Shape, count_tiles, padded_shape
@@ -22,7 +23,7 @@ from einsight.sim.units import format_time
 from einsight.sim.workload import element_type
 
 SHOWN = 12
-"""Rows of a printed table of strides or windows; `--json` has all."""
+"""Rows of a printed table of advice; `--json` has all."""
 SWEEPS = ("strides", "windows")
 
 
@@ -32,7 +33,7 @@ def run(
     window: Annotated[str | None, typer.Option("-w", "--window-size", metavar="WxWxW", help="Default: the grid.")] = None,
     stride: Annotated[str, typer.Option("-s", "--stride", metavar="SxSxS", help="Queries that share a window.")] = "1",
     dilation: Annotated[str, typer.Option("-d", "--dilation", metavar="DxDxD", help="Gap between neighbours.")] = "1",
-    causal: Annotated[bool, typer.Option("--causal", help="In every dimension, or as given: --causal 1x0x0.")] = False,
+    causal: Annotated[bool, typer.Option("--causal", help="In every dimension, or as given: --causal=1x0x0.")] = False,
     heads: Annotated[str, typer.Option("-n", "--heads", metavar="H", help="Heads.")] = "1",
     batch: Annotated[str, typer.Option("-b", "--batch", metavar="B", help="Grids.")] = "1",
     head_dim: Annotated[str, typer.Option("--head-dim", metavar="E", help="Dimension of a head.")] = "64",
@@ -45,6 +46,7 @@ def run(
     dense_steps: Annotated[int, typer.Option(metavar="15", help="With --share: steps that stay dense, ...")] = 0,
     steps: Annotated[int, typer.Option(metavar="50", help="... of so many.")] = 1,
     sweep: Annotated[str | None, typer.Option("--sweep", metavar="strides|windows", help="A table over them.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="With --sweep strides: all that are tried, not their front.")] = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="With --sweep: draw it.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -65,8 +67,11 @@ def run(
         made = [_case(problem, "", None, _some_kernel(problem), asked, tiling)]
     if share is not None or dense_steps:
         _check_share(share, dense_steps, steps)
+    if every and (sweep != "strides" or plot is not None):
+        asked_for = f"a sweep of {sweep or 'nothing'}" if sweep != "strides" else f"--plot {plot}, which draws the front"
+        raise CommandError("--all", asked_for, "--sweep strides, without --plot")
     if sweep is not None or plot is not None:
-        return _sweep(problem, made, sweep, plot, as_json)
+        return _sweep(problem, made, sweep, plot, every, as_json)
     if as_json:
         return print_json(_json(problem, made, share, dense_steps, steps))
     _print(problem, made, share, dense_steps, steps)
@@ -96,7 +101,9 @@ def _case(
     problem: Problem, name: str, gpu: Gpu | None, kernel: GnaKernel, asked: TilePair | None, tiling: str | None
 ) -> Case:
     if gpu and (why := family_of(kernel).why_unusable(gpu, problem.dtype)):
-        raise CommandError("--dtype", problem.dtype, f"a type that {kernel.name} covers there ({why})")
+        others = [k.name for k in map(load_gna_kernel, names()) if not family_of(k).why_unusable(gpu, problem.dtype)]
+        known = f"a type that {kernel.name} covers there ({why})"
+        raise CommandError("--dtype", problem.dtype, f"{known}, or a kernel with it: {', '.join(others) or 'there is none'}")
     if gpu and not kernel.covers(problem.head_dim):
         known = f"one that {kernel.name} is built for: {_dims(kernel.head_dims)}"
         raise CommandError("--head-dim", str(problem.head_dim), known)
@@ -117,7 +124,7 @@ def _case(
 
 def _mask(size: str, window: str | None, stride: str, dilation: str, causal: str | bool) -> Gna:
     if not size:
-        raise CommandError("-i", "nothing", "the grid of tokens, such as -i 30x48x80")
+        raise CommandError("-i", None, "the grid of tokens, such as -i 30x48x80")
     spec = {"layout": size, "window": window or size, "stride": stride, "dilation": dilation, "causal": causal}
     rank = len(size.split("x"))
     fields = {
@@ -328,16 +335,15 @@ _COLUMNS = ("window", "stride", "Q / KV tiles", "worst", "average", "block-spars
 
 
 def _print_advice(problem: Problem, found: Advice) -> None:
-    print_lines([""])
-    _print_choices("Tiles for this window and stride, fastest first", found.tiles[:SHOWN])
+    _print_choices("\nTiles for this window and stride, fastest first", found.tiles[:SHOWN])
     if found.near:
-        _print_choices("Fully block-sparse strides near the asked one", found.near)
+        _print_choices("\nFully block-sparse strides near the asked one", found.near)
     else:
         why = "a causal dimension is never" if any(problem.gna.causal) else "no stride of this window is"
-        print_lines([f"No fully block-sparse stride: {why}, with these tiles."])
+        print_lines(["", f"No fully block-sparse stride: {why}, with these tiles."])
     if found.better:
-        _print_choices("The same window and sparsity, faster, sharing the fewest queries", found.better)
-    _print_choices("Strides: the fastest by how many queries share a window", found.front[-SHOWN:])
+        _print_choices("\nThe same window and sparsity, faster, sharing the fewest queries", found.better)
+    _print_choices("\nStrides: the fastest by how many queries share a window", found.front[-SHOWN:])
 
 
 def _print_choices(title: str, choices: Sequence[Choice]) -> None:
@@ -358,7 +364,9 @@ def _by(values: Any) -> str:
 # -- sweeps --------------------------------------------------------------------------------------------------------------
 
 
-def _sweep(problem: Problem, made: Sequence[Case], what: str | None, plot: Path | None, as_json: bool) -> None:
+def _sweep(
+    problem: Problem, made: Sequence[Case], what: str | None, plot: Path | None, every: bool, as_json: bool
+) -> None:  # fmt: skip
     if what not in SWEEPS:
         raise CommandError("--sweep", what, " or ".join(SWEEPS))
     timed = [c for c in made if c.gpu]
@@ -368,13 +376,21 @@ def _sweep(problem: Problem, made: Sequence[Case], what: str | None, plot: Path 
     pairs = legal_pairs(problem, case.kernel) or (case.pair,)
     if what == "windows":
         found = over_windows(problem, timed[0].gpu, case.kernel, pairs)
+    elif every:
+        found = every_stride(problem, timed[0].gpu, case.kernel, pairs)
     else:
         found = advise(problem, timed[0].gpu, case.kernel, pairs).front
     if plot is not None:
         from einsight.reports.figures import gna_figure, save  # matplotlib: half a second, only for a picture
 
         save(gna_figure(found, case.target), plot)
+    tried = prod(len(choices) for choices in stride_choices(problem.gna))
     if as_json:
-        return print_json({"target": case.target, "sweep": what, "points": [_choice_json(c) for c in found]})
-    shown = found if what == "strides" else found[: 3 * SHOWN]
-    _print_choices(f"{what.capitalize()} of {_by(problem.gna.layout)} tokens on {case.target}", shown)
+        head = {"target": case.target, "sweep": what} | ({"strides_tried": tried} if what == "strides" else {})
+        return print_json(head | {"points": [_choice_json(c) for c in found]})
+    _print_choices(f"{what.capitalize()} of {_by(problem.gna.layout)} tokens on {case.target}", found)
+    if what == "windows":
+        print_lines(["each window with stride 1, the asked stride and the fastest one, tiles the fastest"])
+    elif not every:
+        print_lines([f"the front of {tried:,} strides: each shares its window among more queries and is faster than all"
+                     " before; --all has every one"])  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ def run(
     gpus = [_gpu_row(h) for h in found if isinstance(h, Gpu)]
     print_table("GPUs", columns, gpus, right=columns[2:8], wrap=("title",))
     if others := [(h.name, h.title, _own_quantities(h)) for h in found if not isinstance(h, Gpu)]:
-        print_table("Arrays", ("name", "title", "what it has"), others, wrap=("title",))
+        print_table("\nArrays", ("name", "title", "what it has"), others, wrap=("title",))
 
 
 def _one(name: str, as_json: bool) -> None:
@@ -41,12 +42,18 @@ def _one(name: str, as_json: bool) -> None:
     if isinstance(hardware, Gpu):
         rows += _sustained_rows(hardware) + _operator_rows(hardware)
     print_table(f"{hardware.name}: {hardware.title}", ("quantity", "value", "kind", "source"), rows, wrap=("value",))
-    print(f"Known to drivers as: {', '.join(hardware.devices) or 'no device'}")
+    if hardware.devices:
+        print(f"Known to drivers as: {', '.join(hardware.devices)}")
 
 
 def _own_quantities(hardware: Any) -> str:
     """The numbers that stand at the top of a profile, in one line."""
-    return ", ".join(f"{place} {q.text}" for place, q in quantities(hardware) if "." not in place)
+    own = ((place, q.text) for place, q in quantities(hardware) if "." not in place)
+    return ", ".join(f"{_UNIT.sub('', place).replace('_', ' ')} {text}" for place, text in own)
+
+
+_UNIT = re.compile("_(hz|bytes_per_s|bytes)$")
+"""What a field's name says of its unit, beside a text that says it too."""
 
 
 def _sustained_rows(gpu: Gpu) -> list[tuple[str, str, str, str]]:

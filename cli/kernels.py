@@ -114,7 +114,7 @@ def _space(kernel: Kernel, heads: Heads, gpus: list[Gpu], as_json: bool) -> None
         counted.append((gpu, str(len(valid)), "valid"))
         counted += [("", str(count), f"left out: {why}") for why, count in reasons.most_common()]
         counted += [("", "", f"no {name}: {why}") for name, why in flags(next(g for g in gpus if g.name == gpu)) if why]
-    print_table(f"Builds at E = {heads.e}, F = {heads.f}", ("target", "builds", "why"), counted, right=("builds",))
+    print_table(f"\nBuilds at E = {heads.e}, F = {heads.f}", ("target", "builds", "why"), counted, right=("builds",))
 
 
 def _answer(build: Build, estimate: Estimate, dtype: str) -> dict[str, Any]:

@@ -34,8 +34,9 @@ def print_table(
     right: Collection[str] = (),
     wrap: Collection[str] = (),
 ) -> None:
-    """A table on stdout, cells taken as plain text. Columns in `wrap`, and the last one, give way when it is narrow."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    """A table on stdout, cells taken as plain text. Columns in `wrap`, and the last one, give way when it is narrow; the
+    title stands in a line of its own, as long as it is. Columns without any name have no heading."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
     for column in columns:
         table.add_column(
             column,
@@ -47,6 +48,8 @@ def print_table(
         table.add_row(*(Text(cell) for cell in row))
     out = console()
     with out.capture() as captured:
+        if title:
+            out.print(Text(title, style="bold"), soft_wrap=True)
         out.print(table)
     print_lines(line.rstrip() for line in captured.get().rstrip().splitlines())
 

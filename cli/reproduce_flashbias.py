@@ -63,7 +63,8 @@ def _print(rows: list[Row], target: str, wrong: list[Row]) -> None:
 
 
 def _number(value: float | None, unit: str) -> str:
-    return "" if value is None else f"{value:.3g} {unit}"
+    """`2.59 ms`; a ratio is a number of times, as a speedup is."""
+    return "" if value is None else f"{value:.3g} {'x' if unit == 'ratio' else unit}"
 
 
 def _ratio(row: Row) -> str:

@@ -305,7 +305,7 @@ def _differences(models: Sequence[Model], lengths: Sequence[str], as_json: bool)
     rows = [(*(f"{h.mean:.4f}" for h in heads), what) for what, heads in found.items()]
     print_lines(f"{_letter(k)}  {h.what}" for k, h in enumerate(first))
     columns = (*(_letter(k) for k, _ in enumerate(first)), "what the numbers contain")
-    print_table("Headline means", columns, rows, right=columns[:-1])
+    print_table("\nHeadline means", columns, rows, right=columns[:-1])
 
 
 def _letter(index: int) -> str:

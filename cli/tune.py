@@ -87,7 +87,7 @@ def run(
     """
     shape = options.Shape(None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias, cache)
     others = {"--explain": explain, "--workload": workload, "--predict-only": predict_only, "--target": target}
-    _alone(replay, shapes, shape, others)
+    _alone(replay, key, shapes, shape, others)
     from einsight.cli import tune_predict
 
     out, asked = tune_predict.output(kernel, export, export_as), tune_predict.asked(kernel, shape, workload)
@@ -103,8 +103,12 @@ def run(
             tune_kernel.dispatch(asked, target, predict_only, shapes, whole(keep, "--keep"), live, as_json)
 
 
-def _alone(replay: Path | None, shapes: Path | None, shape: options.Shape, others: Mapping[str, object]) -> None:
+def _alone(
+    replay: Path | None, key: str | None, shapes: Path | None, shape: options.Shape, others: Mapping[str, object]
+) -> None:  # fmt: skip
     """A file says what is computed: options that say it as well would be passed over in silence."""
+    if key is not None and replay is None:
+        raise CommandError("--key", key, "--replay RECORD.jsonl beside it")
     if replay is not None:
         file, others = f"--replay {replay}", {**others, "--shapes": shapes}
     elif shapes is not None:

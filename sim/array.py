@@ -175,7 +175,7 @@ def _fill(case: Case, made: tuple[Epoch, ...]) -> float:
     results out; and where epochs hold several tiles, all but one of these tiles fill the pipeline first.
     """
     rows, columns = case.array.array_2d.sides
-    tiles = -(-case.rows // columns) * case.sizes[CHUNK] * case.live(columns, case.sizes[INNER])
+    tiles = -(-case.rows // columns) * case.sizes[CHUNK] * case.live(columns, case.sizes[INNER]).tiles
     tiles *= case.sizes["B"] * case.sizes["G"]
     total = rows * tiles if case.design.schedule.drain == "exposed" else 0.0
     if "no fill" in case.replicate:

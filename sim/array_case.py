@@ -3,6 +3,11 @@
 Query heads that share a KV head share the array's columns: `j` and `m` are packed into rows of queries. An Einsum takes
 one step per block of its spread ranks and per value of the others, times the cycles of its operators; an absent tile
 of the mask takes none, a partly masked or ragged one takes all of its own.
+
+Time counts tiles, work and words count what is in them. A ragged tile holds the array for a whole pass: FuseMax spreads
+queries and keys in space and walks the head dimension in time, one value a step, so that the steps of a tile do not
+depend on how many elements have a pair (its published sizes are multiples and never show it). The elements without one
+apply nothing, and the buffer and DRAM hand over only the rows and keys that exist.
 """
 
 from __future__ import annotations
@@ -11,14 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
-import numpy as np
-
 from einsight.sim.array_design import Design, Residency
 from einsight.sim.array_flow import CHUNK, INNER, OUTER, Flow, Ranks, Stage
 from einsight.sim.array_hardware import Array
-from einsight.sim.grid import grid_of
 from einsight.sim.mask import Mask
 from einsight.sim.mask_pairs import live_points
+from einsight.sim.tiles import Covered, covered
 from einsight.sim.work import KEY, QUERY
 
 ARTIFACT = frozenset({
@@ -55,7 +58,7 @@ class Case:
     limit_buffer: bool = False
     spilled: float = 0.0
     live_spilled: float = 0.0
-    _live: dict[tuple[int, int], float] = field(default_factory=dict)
+    _live: dict[tuple[int, int], Covered] = field(default_factory=dict)
 
     # -- sizes
 
@@ -122,28 +125,42 @@ class Case:
 
     # -- the mask
 
-    def live(self, block_rows: int, block_keys: int) -> float:
-        """Share of the tiles of this shape that hold a pair of the mask."""
+    def live(self, block_rows: int, block_keys: int) -> Covered:
+        """Shares, of all tiles of this shape and of their rows, keys and points, in tiles that hold a pair of the mask."""
         if self.mask.is_dense or not self.design.skips_masked:
-            return 1.0
+            return Covered(1.0, 1.0, 1.0, 1.0)
         at = (block_rows, block_keys)
         if at not in self._live:
-            m, n, pack = self.sizes[QUERY], self.sizes[KEY], self.sizes["J"]
-            found = grid_of(self.mask, *(np.array([float(x)]) for x in (m, n, *at, pack)))
-            self._live[at] = float(found.total[0]) / (-(-self.rows // block_rows) * -(-n // block_keys))
+            n = self.sizes[KEY]
+            found = covered(self.mask, self.sizes[QUERY], n, *at, self.sizes["J"])
+            down, across = -(-self.rows // block_rows), -(-n // block_keys)
+            self._live[at] = Covered(
+                found.tiles / (down * across), found.rows / (self.rows * across), found.keys / (down * n),
+                found.points / (self.rows * n),
+            )  # fmt: skip
         return self._live[at]
 
-    def live_steps(self, stage: Stage) -> float:
-        """Share of the Einsum's steps that the mask leaves."""
+    def _walked(self, stage: Stage) -> Covered:
         axes = self.axes(stage)
-        if stage.walk == "pairs":
-            return self.live(axes.get(QUERY, 1), axes.get(KEY, 1))
-        return self.live(axes.get(QUERY, 1), self.sizes[INNER]) if stage.walk == "chunks" else 1.0
+        if stage.walk not in ("pairs", "chunks"):
+            return Covered(1.0, 1.0, 1.0, 1.0)
+        return self.live(axes.get(QUERY, 1), axes.get(KEY, 1) if stage.walk == "pairs" else self.sizes[INNER])
+
+    def live_steps(self, stage: Stage) -> float:
+        """Share of the Einsum's steps that the mask leaves: a ragged tile takes as many as any."""
+        return self._walked(stage).tiles
+
+    def live_words(self, stage: Stage, ranks: Ranks) -> float:
+        """Share of an operand or result with these ranks that passes, tile by tile of the Einsum, under the mask."""
+        found = self._walked(stage)
+        if QUERY in ranks:
+            return found.points if KEY in ranks else found.rows
+        return found.keys if KEY in ranks else found.tiles
 
     def existing(self, stage: Stage) -> float:
         """Share of the Einsum's points that exist; of a chunk's summary, of the rows that are worked on."""
         if stage.walk != "pairs":
-            return self.live_steps(stage)
+            return self.live_words(stage, stage.ranks)
         m, n = self.sizes[QUERY], self.sizes[KEY]
         return 1.0 if self.mask.is_dense else float(live_points(self.mask, m, n)) / (m * n)
 

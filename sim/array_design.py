@@ -149,7 +149,7 @@ def load_design(name: str) -> Design:
     path = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
     if path.parent == _folder() and name not in names():
         known = f"one of the array designs {', '.join(names())}"
-        raise SpecError("--target", 0, "family", f'"{name}"', known, did_you_mean(name, names()))
+        raise SpecError("family", 0, "", f'"{name}"', known, did_you_mean(name, names()))
     return _design(strict_yaml.load(path))
 
 

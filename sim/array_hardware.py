@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from einsight.sim import strict_yaml
+from einsight.sim import plausible, strict_yaml
 from einsight.sim.hardware import DTYPES, KINDS, OPERATOR_CLASSES, PHASES, PROFILES, Quantity, load_hardware, quantity
 from einsight.sim.strict_yaml import Item, SpecError
 from einsight.sim.units import COUNT
@@ -270,6 +270,7 @@ def _circuit(item: Item) -> Circuit:
     kind, source = table["kind"].choice(KINDS), table["source"].text()
     found = {key: Quantity(table[key].quantity(unit), table[key].text(), kind, source)
              for key, unit in (("energy", "pJ"), ("area", "um^2")) if key in table}  # fmt: skip
+    plausible.check(table["energy"], "energy", found["energy"].value)
     return Circuit(found["energy"], found.get("area"))
 
 

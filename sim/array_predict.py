@@ -92,13 +92,13 @@ def _bounds(array: Array, found: Run) -> tuple[Bound, ...]:
         cycles = seconds * array.clock_hz.value
         if name in at:
             most = max(at[name], key=lambda s: found.cycles[s.name], default=None)
-            why = f"{name}: {cycles:.4g} cycles at {clock}"
+            why = f"{name}: {cycles:,.0f} cycles at {clock}"
             why += f", most of them {most.name} ({100 * found.cycles[most.name] / cycles:.3g} %)" if most and cycles else ""
         elif name == "DRAM":
             rate = array.dram_bytes_per_s
             why = f"DRAM: {format_si(found.dram_bytes, 'B')} at {rate.text} ({rate.kind})"
         elif name == "schedule":
-            why = f"schedule: {cycles:.4g} cycles at {clock} in {len(found.epochs)} epochs, in each of which one array waits"
+            why = f"schedule: {cycles:,.0f} cycles at {clock} in {len(found.epochs)} epochs, in each of which one array waits"
         else:
             why = f"{name}: {format_si(found.buffer_bytes, 'B')} through {array.buffer_ports.text} ports at {clock}"
         out.append(Bound(name, seconds, why))
@@ -148,7 +148,8 @@ def _assumptions(workload: Workload, found: Run) -> tuple[str, ...]:
     case, technology = found.case, found.case.array.technology
     notes = [
         f"energies and areas: {technology.name}",
-        "interval: from the slowest resource alone to no overlap of the arrays and DRAM",
+        "full to no overlap: from the slowest resource alone to arrays and DRAM one after another; not an interval of measured"
+        " times",
     ]
     if case.spilled or case.live_spilled:
         lost = max(case.spilled, case.live_spilled)

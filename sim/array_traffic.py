@@ -55,7 +55,7 @@ def array_reads(case: Case, stage: Stage, ranks: Ranks) -> float:
             words *= case.blocks(rank, axes[rank])
         elif rank == QUERY and KEY in ranks:
             words *= case.row_blocks
-    return words * (case.live_steps(stage) if KEY in ranks or stage.walk == "pairs" else 1.0)
+    return words * (case.live_words(stage, ranks) if KEY in ranks or stage.walk == "pairs" else 1.0)
 
 
 def heads_apart(case: Case, stage: Stage, ranks: Ranks) -> int:
@@ -88,10 +88,10 @@ def inputs(case: Case) -> Iterator[Move]:
 def refetch(case: Case, tensor: Datum, readers: tuple[Stage, ...]) -> float:
     """How often an operand's tiles are fetched: once, or once per block of queries that has any pair with them."""
     if QUERY in tensor.ranks:
-        return case.live(case.block_rows, case.sizes[INNER]) if KEY in tensor.ranks else 1.0
+        return case.live(case.block_rows, case.sizes[INNER]).points if KEY in tensor.ranks else 1.0
     if all(QUERY not in s.ranks for s in readers):
         return 1.0
-    return case.row_blocks * case.live(case.block_rows, case.sizes[INNER])
+    return case.row_blocks * case.live(case.block_rows, case.sizes[INNER]).keys
 
 
 # -- results ---------------------------------------------------------------------------------------------------------
@@ -154,11 +154,11 @@ def _changes(case: Case, stage: Stage, tensor: Datum) -> Iterator[Move]:
 def _tiles(case: Case, tensor: Datum) -> float:
     """Share of a tensor over pairs that lies in tiles that run."""
     rows, columns = case.array.array_2d.sides
-    return case.live(columns, rows) if tensor.over_pairs else 1.0
+    return case.live(columns, rows).points if tensor.over_pairs else 1.0
 
 
 def _state(case: Case, stage: Stage, tensor: Datum) -> Iterator[Move]:
-    words = case.extent(tensor.ranks) * case.live_steps(stage)
+    words = case.extent(tensor.ranks) * case.live_words(stage, tensor.ranks)
     reads = words if any(tensor.name in s.previous for s in case.flow.stages) else 0.0
     yield Move(tensor.name, stage.name, buffer_reads=reads, buffer_writes=words)
     for loop in {s.loop for s in case.flow.readers(tensor.name)} - {stage.loop}:
@@ -168,7 +168,7 @@ def _state(case: Case, stage: Stage, tensor: Datum) -> Iterator[Move]:
 
 def _between_phases(case: Case, stage: Stage, tensor: Datum) -> Iterator[Move]:
     """A summary that another phase needs: through DRAM, like everything between phases."""
-    words = case.extent(tensor.ranks) * case.live_steps(stage)
+    words = case.extent(tensor.ranks) * case.live_words(stage, tensor.ranks)
     yield Move(tensor.name, stage.name, dram_writes=words)
     for unit in sorted({s.unit for s in case.flow.readers(tensor.name)}):
         reader = next(s for s in case.flow.readers(tensor.name) if s.unit == unit)

@@ -269,10 +269,10 @@ class Family:
                 f"family {self.name} needs {' or '.join(self.instructions)} instructions; "
                 f"{gpu.name} has {gpu.architecture.instructions}"
             )
+        if dtype not in gpu.tensor_flops_per_cycle:
+            return f"the profile {gpu.name} has no tensor-core rate for {dtype}; it has {', '.join(gpu.tensor_flops_per_cycle)}"
         if dtype not in self.dtypes:
             return f"family {self.name} covers {', '.join(self.dtypes)}; the operands are {dtype}"
-        if dtype not in gpu.tensor_flops_per_cycle:
-            return f"{gpu.name} has no tensor-core rate for {dtype}; it has {', '.join(gpu.tensor_flops_per_cycle)}"
         return None
 
 
@@ -307,8 +307,14 @@ def load_family(name: str) -> Family:
     """The shipped family of that name, or the one in a file. Raises SpecError with file, line and place."""
     path = family_file(name)
     if path.parent == _folder() and name not in names():
-        raise SpecError("--target", 0, "family", f'"{name}"', f"one of: {', '.join(names())}", did_you_mean(name, names()))
+        known = f"one of the families of GPUs {', '.join(names())}"
+        raise SpecError("family", 0, "", f'"{name}"', known, did_you_mean(name, names()))
     return _family(strict_yaml.load(path))
+
+
+def usable(gpu: Gpu, dtype: str) -> tuple[str, ...]:
+    """The shipped families that run on the GPU with this operand type."""
+    return tuple(name for name in names() if load_family(name).why_unusable(gpu, dtype) is None)
 
 
 _KEYS = (

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from einsight.sim.family import load_family
 from einsight.sim.gna_bounds import block_sparsity, bounds
 from einsight.sim.gna_kernel import GnaKernel, TilePair
-from einsight.sim.gna_ranges import Ints
+from einsight.sim.gna_ranges import Ints, pairs_along
 from einsight.sim.gna_tiles import Shape, axis_tiles, count_tiles
 from einsight.sim.gna_time import (
     Problem,
     RunTiles,
     attention_times,
+    dense_seconds,
     masked_dimensions,
     permute_seconds,
     predict_gna,
@@ -122,6 +123,34 @@ def advise(problem: Problem, gpu: Gpu, kernel: GnaKernel, pairs: Sequence[TilePa
     return Advice(tiles, near, better[:NEAR], front)
 
 
+def every_stride(problem: Problem, gpu: Gpu, kernel: GnaKernel, pairs: Sequence[TilePair]) -> tuple[Choice, ...]:
+    """All strides that a sweep tries, each with its fastest pair of tiles, by how many queries share and then by time."""
+    swept = [all_strides(problem, gpu, kernel, pair) for pair in pairs]
+    stride = swept[0].stride
+    pick, least = _fastest_pairs(swept)
+    gna = problem.gna
+    visible = _outer([
+        np.array([float(pairs_along(_with_stride(gna, d, s), d)) for s in choices])
+        for d, choices in enumerate(stride_choices(gna))
+    ])  # fmt: skip
+    dense = dense_seconds(problem, gpu, load_family(kernel.dense))
+    made = []
+    for i in np.lexsort((least, stride.prod(axis=1))).tolist():
+        s = swept[int(pick[i])]
+        time = float(s.time_s[i])
+        made.append(Choice(
+            gna.window, tuple(stride[i].tolist()), s.tiles, float(gna.tokens**2 / visible[i]), float(s.worst[i]),
+            float(s.average[i]), bool(s.fully[i]), time, time + s.permute_s, dense,
+        ))  # fmt: skip
+    return tuple(made)
+
+
+def _fastest_pairs(swept: Sequence[Strides]) -> tuple[Ints, Array]:
+    """Per stride: which pair of tiles is the fastest, and its time with permutation in seconds."""
+    total = np.stack([s.time_s + s.permute_s for s in swept])
+    return total.argmin(axis=0), total.min(axis=0)
+
+
 def all_strides(problem: Problem, gpu: Gpu, kernel: GnaKernel, pair: TilePair) -> Strides:
     """Every stride from 1 to the window in every dimension (of long windows a choice), with one pair of tiles."""
     gna = problem.gna
@@ -199,9 +228,8 @@ def _by(entry: tuple[float, float, TilePair]) -> tuple[float, float]:
 
 def _front(problem: Problem, gpu: Gpu, kernel: GnaKernel, swept: Sequence[Strides]) -> tuple[Choice, ...]:
     """From sliding windows on: each next entry shares more queries and is faster than all before, by 1 % or more."""
-    total = np.stack([s.time_s + s.permute_s for s in swept])
-    pick = total.argmin(axis=0)
-    least, stride = total.min(axis=0), swept[0].stride
+    pick, least = _fastest_pairs(swept)
+    stride = swept[0].stride
     shared = stride.prod(axis=1)
     kept: list[tuple[Shape, TilePair]] = []
     best = np.inf

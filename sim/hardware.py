@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from einsight.einsum.expression import OPERATORS
-from einsight.sim import strict_yaml
+from einsight.sim import plausible, strict_yaml
 from einsight.sim.strict_yaml import Item, SpecError
 from einsight.sim.units import COUNT
 
@@ -287,6 +287,7 @@ def quantity(item: Item, unit: str) -> Quantity:
         raise table["value"].error("a number above zero")
     if unit == COUNT and value != int(value):
         raise table["value"].error("a whole number")
+    plausible.check(table["value"], item.path, value)
     if item.path.split(".")[-1] in _ON_CHIP and "iB" not in table["value"].text():
         hint = "vendors print MB and mean MiB here; MB is 10^6 bytes"
         raise table["value"].error("on-chip memory in KiB or MiB", hint)

@@ -16,7 +16,7 @@ from einsight.einsum.counts import Count
 from einsight.einsum.expression import Expression
 from einsight.einsum.ir import Cascade
 from einsight.sim.estimate import Estimate, estimate, mapping_of
-from einsight.sim.family import Family, load_family
+from einsight.sim.family import Family, load_family, usable
 from einsight.sim.hardware import Gpu, load_gpu, load_hardware
 from einsight.sim.interval import ends
 from einsight.sim.mapping import Mapping
@@ -70,7 +70,9 @@ def family_on(workload: Workload, gpu: Gpu, name: str) -> tuple[Family, Plan, st
     family = load_family(name)
     made = plan_of(workload, family)
     if reason := family.why_unusable(gpu, made.dtype):
-        raise IllegalMapping(reason)
+        others = usable(gpu, made.dtype)
+        instead = f"with {made.dtype} run there: {', '.join(others)}" if others else f"no family runs with {made.dtype} there"
+        raise IllegalMapping(f"{reason}; {instead}")
     fitted, note = family.on(gpu, workload.phase, made.dtype, made.kv_dtype)
     return fitted, made, note
 
@@ -274,7 +276,7 @@ def _reasons(found: Estimate, gpu: Gpu, family: Family, dtype: str):  # type: ig
             return f"HBM: {format_si(seconds * rate, 'B')} at {gpu.hbm_bytes_per_s.text} ({gpu.hbm_bytes_per_s.kind})"
         if name == "longest block":
             shorter = "smaller tiles" if any(k.name == "column" for k in found.kernels) else "more splits"
-            return f"longest block: {seconds * hz:.0f} cycles of dependent tiles at {gpu.boost_hz.text}; {shorter} shorten it"
+            return f"longest block: {seconds * hz:,.0f} cycles of dependent tiles at {gpu.boost_hz.text}; {shorter} shorten it"
         launch = family.constants["launch_s"]
         return f"launch: {format_time(launch.value)} per call ({launch.kind}: {launch.source})"
 

@@ -90,23 +90,29 @@ class Prediction:
     def fraction_of_peak(self) -> float:
         return self.flops_matmul / self.time_s / self.peak_flops_per_s
 
+    @property
+    def span(self) -> str:
+        """What `time_low_s` to `time_high_s` is: an interval that held so many measured times, or, on arrays, which
+        nobody measured, the ends between which the overlap of units and DRAM moves the time."""
+        return "90 %" if self.cycles is None else "full to no overlap"
+
     def rows(self) -> list[tuple[str, str]]:
         """(label, text) of everything that is printed."""
         layers = [] if self.time_all_layers_s is None else [
             (f"all {self.layers} layers", format_time(self.time_all_layers_s))
         ]  # fmt: skip
-        span = f"{format_time(self.time_low_s)} to {format_time(self.time_high_s)}"
+        between = f"{format_time(self.time_low_s)} to {format_time(self.time_high_s)}"
         energy = [] if self.energy_pj is None else [
             ("energy", f"{format_si(self.energy_pj * 1e-12, 'J')} ({self.energy_note})")
         ]  # fmt: skip
         array = [] if self.cycles is None else [
-            ("cycles", ", ".join(f"{part} {n:,.4g}" for part, n in self.cycles.items())),
+            ("cycles", ", ".join(f"{part} {n:,.0f}" for part, n in self.cycles.items())),
             ("utilisation", ", ".join(f"{part} {100 * u:.3g} %" for part, u in (self.utilisation or {}).items())),
             ("area", "" if self.area_mm2 is None else f"{self.area_mm2:,.4g} mm^2"),
         ]  # fmt: skip
         return [
             ("family", self.family),
-            ("time (90 %)", f"{format_time(self.time_s)} ({span})"),
+            (f"time ({self.span})", f"{format_time(self.time_s)} ({between})"),
             *layers,
             ("limited by", self.bound.because),
             ("matmul work", format_si(self.flops_matmul, "FLOP")),
@@ -153,9 +159,16 @@ class Prediction:
 
 
 def side_by_side(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
-    """Rows of a label and one text per prediction; empty where a target has no such line."""
+    """Rows of a label and one text per prediction; empty where a target has no such line, which stands before
+    the line that follows it there."""
     texts = [dict(p.rows()) for p in predictions]
-    labels = dict.fromkeys(label for rows in texts for label in rows)
+    labels: list[str] = []
+    for rows in texts:
+        at = len(labels)
+        for label in reversed(rows):
+            if label not in labels:
+                labels.insert(at, label)
+            at = labels.index(label)
     return [(label, *(rows.get(label, "") for rows in texts)) for label in labels]
 
 

@@ -70,6 +70,16 @@ class TileAverage:
     shortest: tuple[Ints, Ints]
 
 
+@dataclass(frozen=True, slots=True)
+class Covered:
+    """Of all tiles that are visited: how many, the rows they have, the keys they have, their points; none past the ends."""
+
+    tiles: float
+    rows: float
+    keys: float
+    points: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Edges:
     """Visible keys per query: [0, sink) and [low, high). No end moves back from one query to the next."""
@@ -132,6 +142,32 @@ def tile_histogram(
     total = np.concatenate([p[0] for p in parts], axis=1)
     masked = np.concatenate([p[1] for p in parts], axis=1)
     return _merge(total, masked, weight, len(picked) == number)
+
+
+def covered(mask: Mask, m: int, n: int, block_m: int, block_n: int, pack: int = 1) -> Covered:
+    """What the visited tiles of one head cover, summed over them; the last row and column of tiles with their true extent.
+
+    Sizes as in `tile_histogram`, a dense mask's sums when every tile is visited. Beyond the budgets evenly spaced blocks
+    of rows stand for the rest.
+    """
+    mask.check(m, n)
+    number, columns = -(-m * pack // block_m), -(-n // block_n)
+    picked, weight = _strata(number, BLOCK_BUDGET if has_band(mask) else max(1, PAIR_BUDGET // columns))
+    first, last = _rows_of(picked, m, block_m, pack)
+    if has_band(mask):
+        runs = _band_tiles(edges(mask, first, m, n), edges(mask, last, m, n), block_n)
+        tiles, at_end = runs.total, np.where(runs.c > runs.b, runs.c, runs.a) == columns
+    else:
+        step = max(1, _CHUNK // columns)
+        parts = [
+            _matrix_tiles(mask, m, n, first[at : at + step], last[at : at + step], block_n)[0]
+            for at in range(0, len(picked), step)
+        ]
+        tiles = np.concatenate([live.sum(axis=1) for live in parts])
+        at_end = np.concatenate([live[:, -1] for live in parts])
+    rows = np.minimum(block_m, m * pack - picked * block_m).astype(float)
+    keys = tiles * float(block_n) - at_end * (columns * block_n - n)
+    return Covered(*(float(weight @ each) for each in (tiles.astype(float), rows * tiles, keys, rows * keys)))
 
 
 def band_blocks(mask: Mask, m: int, n: int, block_m: int, block_n: int, pack: int) -> tuple[Ints, Ints]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from einsight.einsum import library
 from einsight.einsum.compose import IllegalComposition
+from einsight.sim import array_design, family, hardware
 from einsight.sim.additions import WorkloadError, additions_from
 from einsight.sim.mask import MaskError, mask_from
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean, load
@@ -44,7 +45,7 @@ def _workload(item: Item, folder: Path) -> Workload:
             bias=additions_from(_located_bias(plain(table["bias"]), folder) if "bias" in table else ()),
             phase=table["phase"].choice(PHASES) if "phase" in table else "prefill",
             cache=table["cache"].choice(CACHES) if "cache" in table else "cold",
-            family=table["family"].text() if "family" in table else None,
+            family=_family(table["family"], table["family"].text()) if "family" in table else None,
             targets=_targets(table["targets"]) if "targets" in table else (),
         )
         found.composed()
@@ -110,7 +111,27 @@ def _located_bias(spec: Any, folder: Path) -> Any:
 
 
 def _targets(item: Item) -> tuple[str, ...]:
-    return tuple(child.text() for child in item.items()) if isinstance(item.value, list) else (item.text(),)
+    return tuple(map(_target, item.items())) if isinstance(item.value, list) else (_target(item),)
+
+
+def _target(item: Item) -> str:
+    """NAME or NAME:FAMILY; names that nothing shipped has are refused here, where their line is known."""
+    name, _, chosen = item.text().partition(":")
+    _one_of(item, name, hardware.names(), "the path of a .yaml profile")
+    if chosen:
+        _family(item, chosen)
+    return item.text()
+
+
+def _family(item: Item, name: str) -> str:
+    """A family of GPU kernels or a design of arrays, by name or as the path of its file."""
+    return _one_of(item, name, tuple(sorted({*family.names(), *array_design.names()})), "the path of a .yaml family or design")
+
+
+def _one_of(item: Item, name: str, known: tuple[str, ...], file: str) -> str:
+    if name not in known and not name.endswith((".yaml", ".yml")):
+        raise item.error(f"{file}, or one of: {', '.join(known)}", did_you_mean(name, known), f'"{name}"')
+    return name
 
 
 def _placed(table: dict[str, Item], item: Item, error: WorkloadError) -> SpecError:

@@ -96,6 +96,8 @@ def load(path: Path, key: str = "") -> Recorded:
     """
     if path.suffix == ".jsonl":
         return from_measurements(path.stem, read(path), key)
+    if key:
+        raise RecordError(f"{path}: found a key, {key}, for a file of one space; expected none: only .jsonl records have keys")
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()

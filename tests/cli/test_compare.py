@@ -6,6 +6,7 @@ import csv
 import gzip
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,16 @@ def test_overall_and_groups_with_every_score(einsight: Einsight, table: str) -> 
     assert (groups["prefill"]["n"], groups["decode"]["n"]) == (3, 1) and all(g.keys() >= SCORES for g in groups.values())
     assert found["unpredicted"][0]["rows"] == 1 and "'mystery'" in found["unpredicted"][0]["reason"]
     assert len(found["worst"]) == 4 and all(case["bound"] for case in found["worst"])
+
+
+def test_the_worst_cases_keep_their_interval_in_one_piece(einsight: Einsight, tmp_path: Path) -> None:
+    """The kernel's name and the case give way, not the numbers."""
+    file = tmp_path / "long.csv"
+    file.write_text("\n".join([HEADER, row(64, 65536, 9e3, device="NVIDIA RTX PRO 6000 Blackwell Server Edition")]) + "\n")
+    out = einsight("compare", str(file)).out
+    worst = out.partition("Worst cases")[2]
+    assert re.search(r"\d m?s to [\d.]+ m?s  ", worst) and "90 % interval" in worst
+    assert "Constants: constants" not in out and "\nConstants of flash2" in out
 
 
 def test_the_default_groups_are_those_of_the_bars(einsight: Einsight, table: str) -> None:

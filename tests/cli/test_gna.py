@@ -74,6 +74,7 @@ def test_causal_in_all_or_some_dimensions(einsight: Einsight) -> None:
     assert einsight(*grid, "--causal").json["total_kv_tiles"] == 468  # NATTEN's own block mask
     some = einsight(*grid, "--causal", "1x0").json
     assert some["causal"] == [True, False]
+    assert einsight(*grid, "--causal=1x0").json == some
     assert einsight(*grid, "--causal", "1x1").json["total_kv_tiles"] == 468
     assert einsight(*grid, "--causal", "0x0").json["total_kv_tiles"] == 816
 
@@ -105,8 +106,24 @@ def test_sweeps_draw_and_print(einsight: Einsight, tmp_path: Path, what: str) ->
     assert einsight(*small).code == 0
 
 
+def test_a_sweep_of_strides_is_the_front_and_says_so_or_all_of_them(einsight: Einsight) -> None:
+    small = ("gna", "-i", "16x32x32", "-w", "4x8x8", "--head-dim", "128", "--target", "h100-sxm", "--sweep", "strides")
+    front, every = (einsight(*small, *more, "--json").json for more in ((), ("--all",)))
+    assert front["strides_tried"] == every["strides_tried"] == len(every["points"]) == 4 * 8 * 8
+    times = {tuple(p["stride"]): p["total_time_s"] for p in every["points"]}
+    assert len(front["points"]) < 40
+    assert all(times[tuple(p["stride"])] == pytest.approx(p["total_time_s"]) for p in front["points"])
+    assert min(p["total_time_s"] for p in every["points"]) == pytest.approx(front["points"][-1]["total_time_s"], rel=0.01)
+    out = einsight(*small).out
+    assert "the front of 256 strides" in out and "--all" in out
+    shown = einsight(*small, "--all").out
+    assert "the front" not in shown and sum(line.lstrip().startswith("4x8x8") for line in shown.splitlines()) == 256
+
+
 REFUSED = [
-    (("gna", "-w", "3"), "-i: found 'nothing'"),
+    (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--sweep", "windows", "--all"), "found 'a sweep of windows'"),
+    (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--sweep", "strides", "--all", "--plot", "x.svg"), "which draws"),
+    (("gna", "-w", "3"), "-i: found nothing; expected the grid"),
     (("gna", "-i", "30x48x80", "-w", "18x24x90"), "dimension 2 has window 90; expected 2 to 80"),
     (("gna", "-i", "30x48x80", "-w", "18x24x24", "-s", "19x1x1"), "dimension 0 has stride 19; expected 1 to 18"),
     (("gna", "-i", "30x48x80", "-w", "18x24x24", "-d", "1x1x4"), "dimension 2 has dilation 4; expected 1 to 3"),
@@ -116,6 +133,7 @@ REFUSED = [
     (("gna", "-i", "64", "-w", "8", "--q-tile", "8"), "expected both or neither"),
     (("gna", "-i", "64", "-w", "8", "--q-tile", "8xb", "--kv-tile", "8"), "whole numbers such as 2x8x8"),
     (("gna", "-i", "64", "-w", "8", "--causal", "2"), "expected 0 or 1 per dimension"),
+    (("gna", "-i", "64", "-w", "8", "--causal="), "--causal: found ''; expected 0 or 1 per dimension"),
     (("gna", "-i", "64", "-w", "8", "1x0"), "expected options only"),
     (("gna", "-i", "64", "-w", "8", "--dtype", "fp12"), "--dtype: found 'fp12'"),
     (("gna", "-i", "64", "-w", "8", "--tiling", "loose"), "expected static or dynamic"),
@@ -124,6 +142,7 @@ REFUSED = [
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm:blackwell-fna"), "a kernel that runs on wgmma"),
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm:nobody"), "hopper-fna"),
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--dtype", "fp8_e4m3"), "natten_hopper covers"),
+    (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--dtype", "fp8_e4m3"), "or a kernel with it: triton-gna"),
     (("gna", "-i", "64", "-w", "8", "--target", "h100-sxm", "--head-dim", "512"), "32, 64, 128, 256"),
     (("gna", "-i", "64", "-w", "8", "--target", "b200", "--head-dim", "20"), "built for: 8, 16, ... 128"),
     (("gna", "-i", "4000000000", "--q-tile", "1", "--kv-tile", "1"), "at most 2^62 pairs"),

@@ -165,6 +165,8 @@ def test_options_of_the_page_exist(einsight: Einsight, monkeypatch: pytest.Monke
         (("--replay", "SPACE", "--shapes", "s.yaml"), "--shapes beside --replay"),
         (("attention", "--replay", "SPACE", "--explain", "BLOCK_M=1"), "--explain beside --replay"),
         (("--replay", "SPACE", "--seq", "4096"), "--seq beside --replay"),
+        (("--replay", "SPACE", "--key", "4e4b"), "only .jsonl records have keys"),
+        (("attention", "--key", "4e4b"), "--replay RECORD.jsonl beside it"),
         (("attention", "--shapes", "s.yaml", *SHAPE, "--predict-only"), "--heads beside --shapes s.yaml"),
         (("attention", "--shapes", "s.yaml", "--explain", "BLOCK_M=1"), "--explain beside --shapes s.yaml"),
     ],

@@ -46,11 +46,14 @@ def pairs(mask: Mask, m: int, n: int, heads_per_group: int) -> np.ndarray:
     return np.repeat(members(mask, m, n), heads_per_group, axis=0)
 
 
+def tiles_of(seen: np.ndarray, rows: int, keys: int) -> list[np.ndarray]:
+    """The tiles with any pair; those at the ends with the rows and keys that are left."""
+    every = (seen[i : i + rows, k : k + keys] for i in range(0, seen.shape[0], rows) for k in range(0, seen.shape[1], keys))
+    return [tile for tile in every if tile.any()]
+
+
 def live_tiles(seen: np.ndarray, rows: int, keys: int) -> int:
-    return sum(
-        bool(seen[i : i + rows, k : k + keys].any())
-        for i in range(0, seen.shape[0], rows) for k in range(0, seen.shape[1], keys)
-    )  # fmt: skip
+    return len(tiles_of(seen, rows, keys))
 
 
 sizes = st.tuples(st.integers(1, 23), st.integers(1, 23)).map(lambda mn: (min(mn), max(mn)))
@@ -96,12 +99,16 @@ def test_work_is_the_pairs_that_exist(mn: tuple[int, int], mask: object, heads: 
     assert by_name["BQK"]["macc"] == pytest.approx(existing * E)
     assert by_name["SLN"] == pytest.approx({"exp": existing, "sub": existing})
     assert by_name["SLNV"]["macc"] == pytest.approx(existing * F)
+    seen, keys = pairs(mask_from(mask), m, n, h // g), min(SIDE, n)
+    rows = sum(tile.shape[0] for tile in tiles_of(seen, SIDE, keys))  # of a chunk's summary: those of its live tiles
+    assert by_name["SPNV"]["mul"] == pytest.approx(g * rows * F)
+    assert by_name["RM"]["max"] == pytest.approx(g * rows)
 
 
-@settings(max_examples=40)
-@given(st.integers(1, 6), st.integers(1, 6), st.sampled_from(MASKS), st.integers(300, 4000))
-def test_keys_are_fetched_once_per_block_of_queries_that_sees_them(q: int, k: int, mask: object, buffer: int) -> None:
-    m, n = SIDE * min(q, k), SIDE * max(q, k)
+@settings(max_examples=60)
+@given(sizes, st.sampled_from(MASKS), st.integers(300, 4000))
+def test_keys_are_fetched_once_per_block_of_queries_that_sees_them(mn: tuple[int, int], mask: object, buffer: int) -> None:
+    m, n = mn
     made = small(buffer)
     try:
         found = on(made, "binding", m=m, n=n, heads=1, mask=mask)
@@ -109,10 +116,44 @@ def test_keys_are_fetched_once_per_block_of_queries_that_sees_them(q: int, k: in
         assert buffer < 2 * (SIDE * (E + F) + SIDE * (E + F + 2))
         return
     seen = members(mask_from(mask), m, n)
-    chunks = live_tiles(seen, found.case.block_rows, SIDE)
-    assert found.dram_bytes == pytest.approx(2 * (m * (E + F) + chunks * SIDE * (E + F)))
-    state = found.case.block_rows * (E + F + 2) + SIDE * (E + F)
-    assert 2 * state <= buffer  # what the mapping keeps on chip fits
+    keys = sum(tile.shape[1] for tile in tiles_of(seen, found.case.block_rows, min(SIDE, n)))
+    assert found.dram_bytes == pytest.approx(2 * (m * (E + F) + keys * (E + F)))
+    state = found.case.residency.rows
+    assert isinstance(state, int) and 2 * (state * (E + F + 2) + min(SIDE, n) * (E + F)) <= buffer  # kept on chip
+
+
+@settings(max_examples=60)
+@given(sizes, st.sampled_from(MASKS), st.sampled_from([(2, 2), (4, 2)]))
+def test_the_buffer_hands_over_the_rows_and_keys_of_the_tiles_that_run(
+    mn: tuple[int, int], mask: object, heads: tuple[int, int]
+) -> None:
+    (m, n), (h, g) = mn, heads
+    found = on(small(), "binding", m=m, n=n, heads=h, groups=g, mask=mask)
+    live = tiles_of(pairs(mask_from(mask), m, n, h // g), SIDE, min(SIDE, n))
+    stage = next(s for s in found.case.flow.stages if s.name == "BQK")
+    for tensor, side in (("Q", 0), ("K", 1)):
+        words = g * E * sum(tile.shape[side] for tile in live)
+        assert array_reads(found.case, stage, found.case.flow.data[tensor].ranks) == pytest.approx(words), tensor
+    state = g * sum(tile.shape[0] for tile in live)  # the running maximum: read and written once per step of a row
+    moved = [x for x in found.moves if x.tensor == x.einsum == "RM"]
+    assert sum(x.buffer_writes for x in moved) == pytest.approx(state)
+
+
+@pytest.mark.parametrize("target", ["fusemax:binding", "flat:flat-fused", "flat:cascade"])
+@pytest.mark.parametrize("mask", [None, "causal"])
+def test_one_more_token_than_a_tile_adds_passes_to_the_time_and_a_token_to_the_work(target: str, mask: object) -> None:
+    name, _, design = target.partition(":")
+    cascade = load_design(design).cascade
+    whole, more, two = (
+        on(array(name), design, m=n, n=n, heads=1, mask=mask, cascade=cascade) for n in (256, 257, 512)
+    )  # fmt: skip
+    assert more.cycles["QK" if "QK" in more.cycles else "BQK"] == two.cycles["QK" if "QK" in two.cycles else "BQK"]
+    pairs_more = 257**2 / 256**2
+    assert whole.energy_pj["2-D array"] < more.energy_pj["2-D array"] <= pairs_more * whole.energy_pj["2-D array"] * 1.001
+    for run_ in (whole, more):
+        assert sum(run_.energy_pj.values()) < sum(two.energy_pj.values())
+    assert whole.dram_bytes < more.dram_bytes < two.dram_bytes
+    assert whole.buffer_bytes < more.buffer_bytes < two.buffer_bytes
 
 
 @settings(max_examples=30)

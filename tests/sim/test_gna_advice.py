@@ -8,7 +8,16 @@ from math import prod
 import numpy as np
 import pytest
 
-from einsight.sim.gna_advice import Strides, advise, all_strides, best_tiles, legal_pairs, over_windows, stride_choices
+from einsight.sim.gna_advice import (
+    Strides,
+    advise,
+    all_strides,
+    best_tiles,
+    every_stride,
+    legal_pairs,
+    over_windows,
+    stride_choices,
+)
 from einsight.sim.gna_bounds import block_sparsity, bounds
 from einsight.sim.gna_kernel import kernel_for, load_gna_kernel
 from einsight.sim.gna_tiles import count_tiles
@@ -39,6 +48,20 @@ def test_all_strides_at_once_are_each_stride_alone(name: str) -> None:
         assert swept.fully[i] == block_sparsity(case.gna, pair.q, pair.kv, kernel.tiling).fully
         alone = predict_gna(case, GPU, kernel, pair.q, pair.kv, kernel.tiling)
         assert swept.time_s[i] == pytest.approx(alone.time_s) and swept.permute_s == pytest.approx(alone.permute_s)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_stride_comes_with_what_its_best_tiles_give(causal: bool) -> None:
+    case = replace(SMALL, gna=replace(SMALL.gna, causal=(causal, False, False)))
+    pairs = legal_pairs(case, KERNEL)
+    found = every_stride(case, GPU, KERNEL, pairs)
+    assert len({c.stride for c in found}) == len(found) == 6 * 8 * 8
+    assert [prod(c.stride) for c in found] == sorted(prod(c.stride) for c in found)
+    for c in found[::41]:
+        alone = best_tiles(at(case, c.stride), GPU, KERNEL, pairs)[0]
+        for name in ("flop_speedup", "tile_speedup_max", "tile_speedup_avg", "time_s", "total_s", "dense_s"):
+            same_time = c.tiles == alone.tiles or name == "total_s"  # of pairs equally fast any may stand
+            assert not same_time or getattr(c, name) == pytest.approx(getattr(alone, name)), name
 
 
 def test_advice_holds() -> None:

@@ -165,11 +165,12 @@ def test_the_profile_of_the_documentation(tmp_path: Path) -> None:
     (tmp_path / "a30.yaml").write_text(device)
     a30 = load_hardware(tmp_path / "a30.yaml")
     assert (a30.name, a30.architecture.name) == ("a30", "sm_80")
-    (tmp_path / "a30.yaml").write_text(device.replace("933 GB/s", "933 GB"))
-    hardware._load.cache_clear()
-    with pytest.raises(SpecError) as caught:
-        load_hardware(tmp_path / "a30.yaml")
-    assert str(caught.value).replace(f"{tmp_path}/", "") in DOCS.read_text()
+    for wrong in ("933 GB", "933 TB/s"):
+        (tmp_path / "a30.yaml").write_text(device.replace("933 GB/s", wrong))
+        hardware._load.cache_clear()
+        with pytest.raises(SpecError) as caught:
+            load_hardware(tmp_path / "a30.yaml")
+        assert str(caught.value).replace(f"{tmp_path}/", "") in DOCS.read_text()
     (tmp_path / "architectures" / "sm_86.yaml").write_text(architecture)
     (tmp_path / "a30.yaml").write_text(device.replace("name: a30", "name: other").replace("sm_80", "sm_86"))
     (tmp_path / "a30.yaml").rename(tmp_path / "other.yaml")

@@ -11,7 +11,7 @@ from einsight.einsum.expression import Number, Symbol
 from einsight.sim.mask import CAUSAL, DENSE, Gna, Mask, MaskError, mask_from
 from einsight.sim.mask_pairs import live_points, members
 from einsight.sim.mask_predicate import predicate
-from einsight.sim.tiles import average_tiles, has_band, tile_histogram
+from einsight.sim.tiles import Covered, average_tiles, covered, has_band, tile_histogram
 
 
 def tiles_by_force(mask, m, n, block_m, block_n, pack=1, splits=1):
@@ -103,6 +103,32 @@ def test_block_tiles_equal_brute_force(mask, m, n, tiling):
 def test_grid_tiles_equal_brute_force(mask, tiling):
     n = mask.gna.tokens
     assert as_tuples(tile_histogram(mask, n, n, *tiling)) == merged(tiles_by_force(mask, n, n, *tiling))
+
+
+def covered_by_force(mask, m, n, block_m, block_n, pack):
+    pairs = np.repeat(members(mask, m, n), pack, axis=0)
+    tiles = [
+        pairs[top : top + block_m, left : left + block_n]
+        for top in range(0, m * pack, block_m) for left in range(0, n, block_n)
+    ]  # fmt: skip
+    shapes = [tile.shape for tile in tiles if tile.any()]
+    return Covered(len(shapes), sum(r for r, _ in shapes), sum(k for _, k in shapes), sum(r * k for r, k in shapes))
+
+
+@settings(max_examples=300, deadline=None)
+@given(interval_masks() | block_masks(), sizes, st.integers(25, 45), tilings)
+def test_what_the_tiles_cover_equals_brute_force(mask, m, n, tiling):
+    """Ragged last rows and columns of tiles with the rows and keys that they have."""
+    if mask.blocks and mask.blocks.keep and max(max(b) for b in mask.blocks.keep) * mask.blocks.size >= n:
+        return
+    assert covered(mask, m, n, *tiling[:3]) == covered_by_force(mask, m, n, *tiling[:3])
+
+
+@settings(max_examples=100, deadline=None)
+@given(gna_masks(), tilings)
+def test_what_the_tiles_of_grids_cover_equals_brute_force(mask, tiling):
+    n = mask.gna.tokens
+    assert covered(mask, n, n, *tiling[:3]) == covered_by_force(mask, n, n, *tiling[:3])
 
 
 @settings(max_examples=200, deadline=None)

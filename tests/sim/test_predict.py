@@ -9,6 +9,7 @@ import pytest
 
 from einsight.einsum.compose import IllegalComposition
 from einsight.sim import Workload, predict
+from einsight.sim.family import names
 from einsight.sim.predict import IllegalMapping
 from einsight.sim.strict_yaml import SpecError
 from einsight.sim.units import format_si
@@ -65,10 +66,31 @@ def test_speedup_over_itself_is_one_and_a_mask_gains() -> None:
     assert predict(attention(), "h100-sxm").speedup["over_dense_unfused"] > 3
 
 
+REFUSED = [("rtx-4090", "fp8_e4m3"), ("h100-sxm:flash2", "fp8_e4m3"), ("l40s:flash3", "bf16")]
+
+
+@pytest.mark.parametrize(("target", "dtype"), REFUSED)
+def test_a_refused_type_names_every_family_that_runs_with_it(target: str, dtype: str) -> None:
+    with pytest.raises(IllegalMapping, match=rf"with {dtype} run there: ") as caught:
+        predict(attention(dtype=dtype), target)
+    named, profile = str(caught.value).rpartition(": ")[2].split(", "), target.partition(":")[0]
+    for family in names():
+        if family in named:
+            assert predict(attention(dtype=dtype), f"{profile}:{family}").time_s > 0
+        else:
+            with pytest.raises(IllegalMapping):
+                predict(attention(dtype=dtype), f"{profile}:{family}")
+
+
+def test_a_type_that_no_family_runs_with_says_so() -> None:
+    with pytest.raises(IllegalMapping, match="no family runs with tf32 there"):
+        predict(attention(dtype="tf32"), "b200")
+
+
 def test_what_cannot_run_is_refused_with_the_reason() -> None:
     with pytest.raises(IllegalMapping, match=r"flash3 needs wgmma.*l40s has mma\.sync"):
         predict(attention(), "l40s:flash3")
-    with pytest.raises(IllegalMapping, match="fp8"):
+    with pytest.raises(IllegalMapping, match="profile a100-sxm-80gb has no tensor-core rate for fp8_e4m3; it has bf16"):
         predict(attention(dtype="fp8"), "a100-sxm-80gb")
     with pytest.raises(IllegalComposition, match="linear has no score"):
         predict(attention(cascade="linear", mask="causal"), "h100-sxm")

@@ -51,3 +51,13 @@ def test_targets_of_two_kinds_stand_side_by_side(prediction: Prediction) -> None
     assert rows["HBM traffic"] == ("1 GB", "") and rows["DRAM traffic"] == ("", "2 GB")
     assert rows["utilisation"] == ("", "2D 25 %") and rows["area"] == ("", "10 mm^2")
     assert rows["passes"] == ("K 2, V 1", "K 2, V 1")
+    assert rows["time (90 %)"] == ("1 ms (800 us to 2 ms)", "")
+    assert rows["time (full to no overlap)"] == ("", "1 ms (800 us to 2 ms)")
+
+
+def test_lines_of_one_target_only_stand_where_others_have_theirs(prediction: Prediction) -> None:
+    array = replace(prediction, bytes_by_memory={"DRAM": 2e9}, cycles={"2D": 5e6}, utilisation={"2D": 0.25})
+    labels = [row[0] for row in side_by_side([prediction, array])]
+    assert labels.index("DRAM traffic") == labels.index("HBM traffic") + 1
+    assert labels.index("time (full to no overlap)") == labels.index("time (90 %)") + 1
+    assert labels[0] == "family" and labels[-1] == "mapping"

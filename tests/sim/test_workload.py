@@ -179,6 +179,13 @@ def test_files_are_found_beside_the_workload_file(tmp_path, monkeypatch):
     assert workload.key == replace(workload, bias=(replace(workload.bias[0], kind="softcap"), workload.bias[1])).key
 
 
+@pytest.mark.parametrize("line", ["family: binding", "family: ./mine.yaml", "targets: [fusemax:binding, ./mine.yaml:flash3]"])
+def test_families_designs_and_files_may_be_named(tmp_path, line):
+    text = "".join(f"{key}: {value}\n" for key, value in GOOD.items()) + line + "\n"
+    workload = loaded(tmp_path, text)
+    assert (workload.family or ", ".join(workload.targets)) == line.partition(": ")[2].strip("[]")
+
+
 def test_sweeps_are_lists(tmp_path):
     item = "- {name: x, cascade: stable, sizes: {h: 1, m: 8, n: 8, e: 4}, dtype: fp16}\n"
     assert len(load_workloads(written(tmp_path, item * 3))) == 3
@@ -222,6 +229,9 @@ GOOD = {
         ({"cascade": "linear", "mask": "[causal]"}, ["mask", "score"]),
         ({"cascade": "linear", "bias": "{kind: alibi}"}, ["bias", "score"]),
         ({"targts": "[b200]"}, ["targts", "targets"]),
+        ({"family": "flash33"}, [".yaml:5: family", '"flash33"', 'did you mean "flash3"', "binding"]),
+        ({"targets": "[b200, h100]"}, [".yaml:5: targets[1]", '"h100"', 'did you mean "h100-sxm"']),
+        ({"targets": "h100-sxm:nobody"}, [".yaml:5: targets", '"nobody"', "flash3"]),
         ({"name": None}, ["name"]),
     ],
 )

@@ -37,6 +37,14 @@ def reference(name: str) -> Path:
     return file
 
 
+@pytest.mark.parametrize("write", [to_kernel_tuner, to_t4])
+def test_a_key_of_a_file_that_has_none_is_refused(tmp_path: Path, write) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "toy.json"
+    file.write_text(json.dumps(write(TOY)))
+    with pytest.raises(RecordError, match=r"toy\.json: found a key, 4e4b.*expected none"):
+        load(file, "4e4b")
+
+
 @pytest.mark.parametrize(("suffix", "write"), [("cache.json", to_kernel_tuner), ("t4.json", to_t4)])
 def test_what_is_written_is_read_again(tmp_path: Path, suffix: str, write) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / f"toy.{suffix}"
