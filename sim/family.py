@@ -15,6 +15,7 @@ from pathlib import Path
 from einsight.sim import strict_yaml
 from einsight.sim.framework import ADDED, added, additions
 from einsight.sim.hardware import (
+    DTYPE_BYTES,
     DTYPES,
     INSTRUCTIONS,
     KINDS,
@@ -227,7 +228,7 @@ class Family:
             return self._unfitted(framework, arch.name, phase, dtypes), note
         values = {**added(fit.framework, self.name, fit.architecture, phase, dtypes), **fit.constants}
         if foreign and additions(framework):
-            values |= {name: NEUTRAL[name] for name in ADDED} | dict(added(framework, self.name, arch.name, phase, dtypes))
+            values |= {name: NEUTRAL[name] for name in ADDED} | self._brought(framework, arch.name, phase, dtypes)
         if steps[1] and chip(fit.architecture)[1] != arch.shared_bytes:
             values.pop("l2_usable", None)  # the cache's own, not the kernel's: as assumed on a chip of another class
         if steps[1] == 2:  # scores lie across warps as the instructions have them, and their test reduces across warps
@@ -251,11 +252,18 @@ class Family:
 
     def _unfitted(self, framework: str, architecture: str, phase: str, dtypes: tuple[str, str]) -> Family:
         """The assumed constants, and what the framework adds around other kernels: its own kernels are the same around all."""
-        brought = {n: v for n, v in added(framework, self.name, architecture, phase, dtypes).items() if n in ADDED}
+        brought = {n: v for n, v in self._brought(framework, architecture, phase, dtypes).items() if n in ADDED}
         if not brought:
             return self
         from_others = {n: Quantity(v, f"{v:.4g}", "fitted", f"beside other kernels of {framework}") for n, v in brought.items()}
         return replace(self, constants={**self.constants, **from_others})
+
+    def _brought(self, framework: str, architecture: str, phase: str, dtypes: tuple[str, str]) -> dict[str, float]:
+        """What a framework adds, as found around the nearest kernel; no copies of queries that this one reads in place."""
+        found = dict(added(framework, self.name, architecture, phase, dtypes))
+        if self.queries_in_place and DTYPE_BYTES[dtypes[0]] >= 2.0:
+            found.pop("q_copy", None)
+        return found
 
     def tile(self, head_dim: int, rows: int) -> Tile:
         """The block for a head dimension and rows: the first line that covers both, else the last."""

@@ -283,7 +283,7 @@ def test_constants_that_the_rows_can_tell() -> None:
         return constants_for(load_family(family), "prefill", [Sample(L40S, of, np.ones(1))])
 
     assert "q_copy" not in names("flash3", rows())
-    assert "q_copy" in names("flash2", rows())
+    assert "q_copy" in names("trtllm_mma", rows())
     assert "convert_per_element" in names("flashinfer", rows(cache="fp8_e4m3"))
     assert "convert_per_element" not in names("flashinfer", rows(cache="fp8_e4m3", read="bf16"))
     assert "merge_cycles" in names("flashinfer", rows())
