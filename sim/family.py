@@ -28,6 +28,7 @@ from einsight.sim.hardware import names as profile_names
 from einsight.sim.nearness import Fit, Ground, chip, distance, same_kernels, widening
 from einsight.sim.schedule import SCHEDULES
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
+from einsight.sim.traffic import OUTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,7 @@ class Family:
     moves: str = "filled"  # rows of queries and results that a block moves: all of its tile's, or those "held" by a query
     widths: tuple[int, ...] = ()  # head dimensions that there are kernels for; others take the next one, filled with zeros
     grows: bool = False  # blocks take more threads where the grid leaves SMs room, and fewer of them fit an SM at a time
+    order: tuple[str, ...] = OUTER  # outer ranks as blocks are launched, slowest first; the tiles of a head's rows come last
     arithmetic: str = "operands"  # products in the operands' type, or in the "cache"'s: then queries are converted too
 
     def for_products(self, gpu: Gpu, dtype: str, kv_dtype: str) -> tuple[Family, str]:
@@ -332,7 +334,7 @@ _KEYS = (
 
 
 def _family(root: Item) -> Family:
-    optional = ("window", "fits", "arithmetic", "products", "grows", "widths", "moves", "queries_in_place")
+    optional = ("window", "fits", "arithmetic", "products", "grows", "widths", "moves", "queries_in_place", "order")
     t = root.table(required=_KEYS, optional=optional)
     return Family(
         name=t["name"].text(),
@@ -362,6 +364,7 @@ def _family(root: Item) -> Family:
         moves=t["moves"].choice(("filled", "held")) if "moves" in t else "filled",
         grows=t["grows"].boolean() if "grows" in t else False,
         queries_in_place=t["queries_in_place"].boolean() if "queries_in_place" in t else False,
+        order=tuple(i.choice(OUTER) for i in t["order"].items()) if "order" in t else OUTER,
         arithmetic=t["arithmetic"].choice(("operands", "cache")) if "arithmetic" in t else "operands",
     )
 

@@ -31,7 +31,7 @@ from einsight.sim.tile_cost import (
     row_bytes,
     tile_cost,
 )
-from einsight.sim.traffic import OUTER, Cache, elements, hbm_bytes
+from einsight.sim.traffic import OUTER, Cache, Grid, elements, fetches
 from einsight.sim.work import KEY, QUERY, KernelWork
 
 WARPS_TO_FILL = 16.0
@@ -61,7 +61,7 @@ def kernel_time(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Ker
 
 
 def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTime:
-    extents = grid_extents(work, cases)
+    extents = grid_extents(work, cases, family)
     replicas = _product([x for rank, x in extents if rank in OUTER])
     tiles = _key_tiles(cases) if work.grid == "key" else cases.tiles
     count = tiles.blocks * replicas * cases.splits
@@ -103,12 +103,13 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
     return _assemble(work, cases, gpu, family, swept, extents, replicas, tiles, cycles, blocks(ONE).longest, slots, unused)
 
 
-def grid_extents(work: KernelWork, cases: Cases) -> list[tuple[str, Array]]:
+def grid_extents(work: KernelWork, cases: Cases, family: Family) -> list[tuple[str, Array]]:
     """The grid's dimensions, slowest first. Packed query heads share a block, so `J` has extent 1 there."""
-    s = cases.sizes
-    j = ONE if work.grid == "key" else np.where(cases.pack, 1.0, s["J"])
-    rows = ONE if work.grid == "key" else cases.tiles.blocks
-    return [("B", s["B"]), ("G", s["G"]), ("J", j), (QUERY, rows)]
+    extent = dict(cases.sizes)
+    if work.grid == "key":
+        return [*((rank, extent[rank] if rank != "J" else ONE) for rank in family.order), (QUERY, ONE)]
+    extent["J"] = np.where(cases.pack, 1.0, extent["J"])
+    return [*((rank, extent[rank]) for rank in family.order), (QUERY, cases.tiles.blocks)]
 
 
 def _key_tiles(cases: Cases) -> Tiles:
@@ -214,16 +215,14 @@ def memory_bytes(
     total = out * first
     keys = np.maximum(cases.sizes[KEY], 1.0)
     overlap = np.maximum(1.0, cases.tiles.total * cases.block_n / (keys * cases.touched))
+    reach = cases.tiles.longest * cases.block_n / keys
+    moved = [(t, cases.widths[t.name]) for t in (*inputs, *written)]
+    grid = Grid(extents, moved, cases.sizes, cases.touched, reach, overlap, slots)
     for tensor, sweeps in inputs.items():
-        keyed = KEY in tensor.ranks
-        touched, reach = (cases.touched, cases.tiles.longest * cases.block_n / keys) if keyed else (ONE, ONE)
-        width = cases.widths[tensor.name]
-        total = total + hbm_bytes(
-            tensor, extents, slots, cases.sizes, width, sweeps, touched, overlap, reach, first, cache
-        )
+        total = total + _whole(tensor, cases) * (first + fetches(tensor, sweeps, grid, KEY, cache) - 1.0)
     for tensor in sums:
-        both = 2.0 * PARTIAL_BYTES
-        total = total + hbm_bytes(tensor, extents, slots, cases.sizes, both, 1.0, ONE, overlap, ONE, ZERO, cache)
+        both = elements(tensor, cases.sizes) * 2.0 * PARTIAL_BYTES
+        total = total + both * (fetches(tensor, 1.0, grid, KEY, cache) - 1.0)
     return total
 
 

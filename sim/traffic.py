@@ -47,51 +47,63 @@ def elements(tensor: Tensor, sizes: Mapping[str, Array]) -> Array:
     return total
 
 
-def concurrency(
-    tensor: Tensor, extents: Sequence[tuple[str, Array]], overlap: Array, slots: Array
-) -> tuple[Array, Array]:
-    """(readers of each element, how many of them run at the same time) on `slots` slots.
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Blocks in launch order, and what they read and write.
 
-    `extents`: the grid's dimensions, slowest first, each named by the rank it walks (the query tiles last); `overlap`:
-    query tiles of one head that read the same key, which a mask can leave far below all of them.
+    extents   the grid's dimensions, slowest first, each named by the rank it walks (the query tiles last)
+    moved     every tensor with the bytes of an element
+    touched   share of the key rank that any query of the mask needs; `reach`: that the longest block reads, which is all that
+              passes by before the next block of the same head comes to a key again
+    overlap   query tiles of one head that read the same key, which a mask can leave far below all of them
+    slots     blocks that run at the same time
     """
-    readers: Array = ONE
-    together: Array = ONE
-    span: Array = ONE
-    for k, (rank, extent) in enumerate(reversed(extents)):
-        if rank not in tensor.ranks:
-            reading = np.minimum(extent, overlap) if k == 0 else extent
-            readers = readers * reading
-            together = together * np.minimum(reading, np.maximum(1.0, slots / span))
-        span = span * extent
-    return readers, np.maximum(1.0, np.minimum(together, readers))
+
+    extents: Sequence[tuple[str, Array]]
+    moved: Sequence[tuple[Tensor, float]]
+    sizes: Mapping[str, Array]
+    touched: Array
+    reach: Array
+    overlap: Array
+    slots: Array
 
 
-def reuse_bytes(tensor: Tensor, extents: Sequence[tuple[str, Array]], sizes: Mapping[str, Array], width: float) -> Array:
-    """Bytes of the tensor that pass by between two readings of one element by readers that are not concurrent."""
-    inside: list[str] = []
-    lacked = [rank for rank, _ in extents if rank not in tensor.ranks]
-    if lacked:
-        names = [rank for rank, _ in extents]
-        inside = names[names.index(lacked[0]) + 1 :]
-    total: Array = np.full((), width)
-    for rank in tensor.ranks:
-        if rank not in OUTER or rank in inside:
-            total = total * sizes[rank]
+def passing_bytes(tensor: Tensor, level: int, grid: Grid, key: str) -> Array:
+    """Bytes of all tensors that pass by between the last reader of an element of `tensor` in one step of the grid's dimension
+    `level` and the first in the next: everything faster runs once in between, but for the blocks of a head that read it."""
+    ranks = [rank for rank, _ in grid.extents]
+    inside, walked = ranks[level + 1 :], set(ranks)
+    share = grid.touched if inside else np.minimum(grid.touched, grid.reach)
+    reading = np.minimum(1.0, grid.overlap / np.maximum(grid.extents[-1][1], 1.0))
+    idle = ONE if any(rank in tensor.ranks for rank in inside) else 1.0 - reading
+    total: Array = np.zeros(())
+    for other, width in grid.moved:
+        size: Array = np.full((), width)
+        for rank in other.ranks:
+            if rank not in walked or rank in inside:
+                size = size * grid.sizes[rank]
+        if key in other.ranks:
+            total = total + size * share
+        elif inside:  # the next block of a head brings few rows of its own beside the keys
+            total = total + size * idle
     return total
 
 
-def hbm_bytes(
-    tensor: Tensor, extents: Sequence[tuple[str, Array]], slots: Array, sizes: Mapping[str, Array], width: float,
-    sweeps: float, touched: Array, overlap: Array, reach: Array, first_miss: Array, cache: Cache,
-) -> Array:  # fmt: skip
-    """Bytes of one input that come from HBM.
+def fetches(tensor: Tensor, sweeps: float, grid: Grid, key: str, cache: Cache) -> Array:
+    """Times that an element comes from HBM, if the first time counts one: readers that run at the same time share a fetch, and
+    those that come later find it in L2 unless too much has passed by since.
 
-    `touched`: share of the key rank that any query of the mask needs (1 for tensors without keys); `overlap`: query tiles
-    that read the same key; `reach`: share of the key rank that the longest block reads, which is all that passes by
-    before the next block comes to a key again; `first_miss`: share of the first reading not in L2 already (1 when cold).
+    From the fastest dimension outwards: within one step of a dimension an element is fetched `times` times; its next reader
+    there saves the first of them if the element is still in L2.
     """
-    once = elements(tensor, sizes) * width * touched
-    readers, together = concurrency(tensor, extents, overlap, slots)
-    again = np.maximum(readers / together - 1.0, 0.0) + (sweeps - 1.0) * readers / together
-    return once * (first_miss + again * cache.miss(reuse_bytes(tensor, extents, sizes, width) * np.minimum(touched, reach)))
+    times: Array = ONE + (sweeps - 1.0) * cache.miss(passing_bytes(tensor, len(grid.extents) - 1, grid, key))
+    span: Array = ONE
+    for level in reversed(range(len(grid.extents))):
+        rank, extent = grid.extents[level]
+        if rank not in tensor.ranks:
+            last = level == len(grid.extents) - 1
+            readers = np.minimum(extent, grid.overlap) if last and key in tensor.ranks else extent
+            apart = readers / np.clip(grid.slots / span, 1.0, np.maximum(readers, 1.0))
+            times = times + np.maximum(apart - 1.0, 0.0) * (times - 1.0 + cache.miss(passing_bytes(tensor, level, grid, key)))
+        span = span * extent
+    return times
