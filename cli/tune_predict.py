@@ -24,7 +24,7 @@ from einsight.tuner import prior as priors
 from einsight.tuner.export import KINDS, TRITON_TOP, write, write_lookup
 from einsight.tuner.gpu import written
 from einsight.tuner.measure import NoGpuError, environment
-from einsight.tuner.pool import TIED, first_count, spread_order
+from einsight.tuner.pool import TIED, Pool
 from einsight.tuner.problem import Problem, computes, kinds, problem_of
 from einsight.tuner.recorded import triton_configs
 
@@ -142,7 +142,7 @@ def predicted(asked: Asked, target: str | None, out: Output | None, as_json: boo
     problem = on(kernel, workload, gpu)
     configs, space, logs = problem.configurations(), problem.space(), priors.simulated(problem, gpu)
     times, order = np.exp(logs), np.argsort(logs, kind="stable")
-    first = spread_order(space.coordinates, logs, first_count(len(space)))
+    first = Pool(space.coordinates, logs, 0, space.features).first
     turn = {row: k for k, row in enumerate(first, 1)}
     if out is not None:
         export_predicted(problem, gpu, [configs[r] for r in order], float(times[order[0]]), out)
@@ -166,7 +166,8 @@ def predicted(asked: Asked, target: str | None, out: Output | None, as_json: boo
         print_lines([f"written: {out.file} ({out.kind}), predicted"])
     return print_lines([
         f"{tied} of {len(space)} are tied: predictions within {100 * TIED:.0f} % say nothing about which is faster.",
-        f"The tuner measures {len(first)} first, in the order of the last column (far apart among ties), and then learns.",
+        f"The tuner measures {len(first)} first, in the order of the last column (what is predicted of neighbours counts, and "
+        "ties are taken far apart), and then learns.",
     ])  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from scipy.special import ndtr
 from threadpoolctl import ThreadpoolController
 
 from einsight.tuner.surrogate import Surrogate
+from einsight.tuner.trend import believed
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -57,16 +58,18 @@ class Pool:
         prior [N]: log of a predicted time in any unit."""
         if prior is not None and (prior.shape != (len(coordinates),) or not np.isfinite(prior).all()):
             raise ValueError(f"prior: expected {len(coordinates)} finite logarithms, got shape {prior.shape}")
+        features = coordinates if features is None else features
         self.size = len(coordinates)
-        self._prior = prior
+        with ONE_THREAD.limit(limits=1):
+            self._prior = None if prior is None else believed(features, prior)
         self._seen: dict[int, float | None] = {}
         self._pending: set[int] = set()
-        self._surrogate = Surrogate(coordinates if features is None else features, OWN if prior is None else OWN_WITH_PRIOR)
+        self._surrogate = Surrogate(features, OWN if prior is None else OWN_WITH_PRIOR)
         self._standard = Standard(0.0, np.zeros(self.size), 0.0, 1.0)
         self._fit: Iterator[None] | None = None  # under way
         self._refit_at = 0
         self._first = self._first_batch(coordinates, np.random.default_rng(seed))
-        self._rest = np.random.default_rng(seed + 1).permutation(self.size) if prior is None else np.argsort(prior)
+        self._rest = np.random.default_rng(seed + 1).permutation(self.size) if self._prior is None else np.argsort(self._prior)
         self.expected_gain = np.inf
 
     def _first_batch(self, coordinates: Floats, random: np.random.Generator) -> list[int]:
@@ -74,6 +77,11 @@ class Pool:
         if self._prior is None:
             return [int(r) for r in random.choice(self.size, count, replace=False)]
         return spread_order(coordinates, self._prior, count)
+
+    @property
+    def first(self) -> tuple[int, ...]:
+        """The rows of the first batch, in their order."""
+        return tuple(self._first)
 
     @property
     def seen(self) -> dict[int, float | None]:

@@ -85,7 +85,7 @@ class Surrogate:
         if iterations:
             iteration = LOSSES * n * n * (n + PER_LOSS_VALUE)
             iterations = max(1, min(iterations, int(AT_ONCE / iteration)))
-            theta, work = self._optimum(rows, y, iterations), iterations * iteration
+            theta, work = self.optimum(rows, y, iterations), iterations * iteration
         made = _Posterior(self.coordinates, theta, rows, room)
         for begin in range(0, len(self.coordinates), COLUMNS):
             if work >= PIECE:
@@ -104,7 +104,7 @@ class Surrogate:
         known = self._half[:n, row]
         own = self._own_root(known)
         one = slice(row, row + 1)
-        kernel = self._signal * _matern(_distances(self._scaled, self._scaled[one], self._norms, self._norms[one])[:, 0])
+        kernel = self._signal * matern(distances(self._scaled, self._scaled[one], self._norms, self._norms[one])[:, 0])
         self._half[n] = (kernel - known @ self._half[:n]) / own
         weight = 0.0 if y is None else (y - float(self._solved[:n] @ known)) / own
         self._solved[n] = weight
@@ -126,7 +126,7 @@ class Surrogate:
         """The diagonal of the Cholesky factor that belongs to an observation, from the rest of its line."""
         return float(np.sqrt(max(self._signal * (1 + JITTER) + self._own - float(known @ known), 1e-10)))
 
-    def _optimum(self, rows: Rows, y: Floats, iterations: int) -> Floats:
+    def optimum(self, rows: Rows, y: Floats, iterations: int) -> Floats:
         x = self.coordinates[rows]
         one, other = np.tril_indices(len(rows), -1)
         squares = np.ascontiguousarray(((x[one] - x[other]) ** 2).T)
@@ -184,7 +184,7 @@ class _Posterior:
         self.scaled = coordinates * np.exp(-theta[:dimensions])
         self.norms = (self.scaled * self.scaled).sum(1)
         own, norms = self.scaled[rows], self.norms[rows]
-        covariance = self.signal * _matern(_distances(own, own, norms, norms))
+        covariance = self.signal * matern(distances(own, own, norms, norms))
         covariance[np.diag_indices(n)] += self.own + JITTER * self.signal
         self._rows, self._factor = rows, np.linalg.cholesky(covariance)
         self.half = np.empty((n + room, len(coordinates)))
@@ -197,7 +197,7 @@ class _Posterior:
         if begin == 0:
             self.solved[:n] = blas.dtrsv(self._factor.T, y, lower=0, trans=1)
         own = self.scaled[self._rows]
-        cross = self.signal * _matern(_distances(own, self.scaled[part], self.norms[self._rows], self.norms[part]))
+        cross = self.signal * matern(distances(own, self.scaled[part], self.norms[self._rows], self.norms[part]))
         # The transposed equations, X' L' = K', in the transposed order of memory: nothing is copied.
         half = blas.dtrsm(1.0, self._factor.T, cross.T, side=1, lower=0, overwrite_b=1).T
         self.half[:n, part] = half
@@ -205,7 +205,7 @@ class _Posterior:
         self.explained[part] = np.einsum("ij,ij->j", half, half)
 
 
-def _distances(a: Floats, b: Floats, norms_a: Floats, norms_b: Floats) -> Floats:
+def distances(a: Floats, b: Floats, norms_a: Floats, norms_b: Floats) -> Floats:
     """[len(a), len(b)], from the squared norms of the rows as well."""
     squared = a @ b.T
     squared *= -2
@@ -216,7 +216,7 @@ def _distances(a: Floats, b: Floats, norms_a: Floats, norms_b: Floats) -> Floats
     return distances
 
 
-def _matern(r: Floats) -> Any:
+def matern(r: Floats) -> Any:
     """Matern 5/2 with signal 1 at scaled distances `r`, which it overwrites."""
     r *= SQRT5
     shape = r / 3

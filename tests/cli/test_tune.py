@@ -11,6 +11,13 @@ from typing import Any
 
 import pytest
 
+from einsight.kernels.catalog import KERNELS
+from einsight.sim.hardware import load_gpu
+from einsight.sim.workload import Workload
+from einsight.tuner.pool import Pool
+from einsight.tuner.prior import simulated
+from einsight.tuner.problem import problem_of
+
 pytest.importorskip("optuna", reason="the extra `tune` is not installed")
 
 Einsight = Callable[..., Any]
@@ -85,6 +92,19 @@ def test_the_simulator_ranks_the_space(einsight: Einsight) -> None:
     times = [entry["time_s"] for entry in told["ranking"]]
     assert times == sorted(times) and 10 < len(times) <= 160
     assert "configurations of" in einsight("tune", "attention", *SHAPE, *ON, "--predict-only").out
+
+
+def test_the_turns_shown_are_those_of_the_search(einsight: Einsight) -> None:
+    told = einsight("tune", "attention", *SHAPE, *ON, "--predict-only", "--json").json
+    turns = {entry["turn"]: entry["configuration"] for entry in told["ranking"] if entry["turn"]}
+    workload = Workload.attention(heads=32, kv_heads=8, seq_q=4096, head_dim=128, mask="causal")
+    problem = problem_of(KERNELS["attention"], workload, 90)
+    space, logs = problem.space(), simulated(problem, load_gpu("h100-sxm"))
+    search, asked = Pool(space.coordinates, logs, 7, space.features), list[int]()
+    for turn in range(1, len(turns) + 1):
+        row = search.propose(asked)
+        assert row is not None and space.configuration(row) == turns[turn]
+        asked.append(row)
 
 
 def test_a_configuration_is_explained_for_a_usual_shape_where_none_is_given(einsight: Einsight) -> None:

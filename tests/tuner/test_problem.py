@@ -21,7 +21,7 @@ from einsight.sim.mapping import Mapping as TileMapping
 from einsight.sim.mask import Mask
 from einsight.sim.workload import Workload
 from einsight.tuner import prior
-from einsight.tuner.pool import ALIKE, TIED, spread_order
+from einsight.tuner.pool import ALIKE, TIED, Pool, spread_order
 from einsight.tuner.problem import BoxProblem, ChunkProblem, PackedProblem, Problem, computes, kinds, problem_of
 from einsight.tuner.space import SpaceError
 
@@ -150,7 +150,7 @@ def test_ties_of_a_long_prefill_are_as_the_page_says() -> None:
     space, logs = at.space(), prior.simulated(at, gpu_of())
     tied = [space.configuration(r) for r in np.flatnonzero(logs <= logs.min() + TIED)]
     assert len(tied) > 3 and {c["num_warps"] for c in tied} == {8}
-    first = [space.configuration(r) for r in spread_order(space.coordinates, logs, 3)]
+    first = [space.configuration(r) for r in Pool(space.coordinates, logs, 0, space.features).first[:3]]
     assert all(c in tied for c in first) and all(len({c[name] for c in first}) == 3 for name in ("block_n", "num_stages"))
 
 
