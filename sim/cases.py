@@ -57,16 +57,24 @@ class Cases:
     stages: int | None = None
 
 
+MMA_GRANULE = 16
+"""Contracted and feature ranks are padded to multiples of 16: the K of every 16-bit tensor-core instruction."""
+
+
 def tile_sizes(cases: Cases, family: Family) -> dict[str, Array]:
     """Sizes at which a formula gives the work of one tile of one head: M = rows, N = block_n, one chunk of each.
 
-    A short problem fills its block only up to the last group of `row_granule` rows that holds a query.
+    A short problem fills its block only up to the last group of `row_granule` rows that holds a query, and its key tile up to
+    the last `MMA_GRANULE` that holds a key where the family multiplies no more.
     """
+    keys = cases.block_n
+    if family.multiplies == "held":
+        keys = np.minimum(keys, np.maximum(1.0, np.ceil(cases.sizes[KEY] / MMA_GRANULE)) * MMA_GRANULE)
     rows = np.minimum(cases.block_m, np.ceil(held_rows(cases) / family.row_granule) * family.row_granule)
     at = dict(cases.sizes)
     at |= dict.fromkeys(OUTER, ONE)
-    at |= {QUERY: rows, KEY: cases.block_n}
-    for rank, tile in ((QUERY, rows), (KEY, cases.block_n)):
+    at |= {QUERY: rows, KEY: keys}
+    for rank, tile in ((QUERY, rows), (KEY, keys)):
         at |= {f"{rank}0": tile, f"{rank}1": ONE}
     return at
 

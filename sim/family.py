@@ -183,6 +183,7 @@ class Family:
     products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
     misses: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of the fit in use
     moves: str = "filled"  # rows of queries and results that a block moves: all of its tile's, or those "held" by a query
+    multiplies: str = "filled"  # keys of a tile that products and lanes run over: all of it, or up to the last one "held"
     widths: tuple[int, ...] = ()  # head dimensions that there are kernels for; others take the next one, filled with zeros
     grows: bool = False  # blocks take more threads where the grid leaves SMs room, and fewer of them fit an SM at a time
     order: tuple[str, ...] = OUTER  # outer ranks as blocks are launched, slowest first; the tiles of a head's rows come last
@@ -334,7 +335,8 @@ _KEYS = (
 
 
 def _family(root: Item) -> Family:
-    optional = ("window", "fits", "arithmetic", "products", "grows", "widths", "moves", "queries_in_place", "order")
+    optional = ("window", "fits", "arithmetic", "products", "grows", "widths", "moves", "queries_in_place", "order",
+                "multiplies")  # fmt: skip
     t = root.table(required=_KEYS, optional=optional)
     return Family(
         name=t["name"].text(),
@@ -360,6 +362,7 @@ def _family(root: Item) -> Family:
         constants=_constants(t["constants"]),
         fits=tuple(_fit(i) for i in t["fits"].items()) if "fits" in t else (),
         products=t["products"].choice(("tensor", "vector")) if "products" in t else "tensor",
+        multiplies=t["multiplies"].choice(("filled", "held")) if "multiplies" in t else "filled",
         widths=tuple(i.integer(1) for i in t["widths"].items()) if "widths" in t else (),
         moves=t["moves"].choice(("filled", "held")) if "moves" in t else "filled",
         grows=t["grows"].boolean() if "grows" in t else False,

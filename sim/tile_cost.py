@@ -9,7 +9,7 @@ from functools import reduce
 import numpy as np
 
 from einsight.einsum.ir import Tensor
-from einsight.sim.cases import Cases, fetched_sizes, held_rows
+from einsight.sim.cases import MMA_GRANULE, Cases, fetched_sizes, held_rows
 from einsight.sim.family import Family
 from einsight.sim.hardware import DTYPE_BYTES, Gpu
 from einsight.sim.schedule import ONE, ZERO, Array
@@ -18,8 +18,6 @@ from einsight.sim.work import KEY, QUERY, KernelWork, Reuse, Share, Sweep, costs
 
 PARTIAL_BYTES = 4
 """Partial results of a split run, and what blocks add up in memory, are fp32."""
-MMA_GRANULE = 16
-"""Contracted and feature ranks are padded to multiples of 16: the K of every 16-bit tensor-core instruction."""
 PADDED = ("E", "F", "R")
 LOAD_CYCLES = 600.0
 """From asking for a tile to using it, assumed: one load takes some 260 cycles from L2 and some 480 from HBM (A100 and H100,

@@ -189,6 +189,20 @@ def test_keys_past_the_last_one_are_not_fetched() -> None:
     assert l2_bytes(128) - l2_bytes(64) == pytest.approx(64 * blocks * key)
 
 
+def test_products_end_with_the_last_key_where_the_kernel_leaves_the_rest_out() -> None:
+    """TensorRT-LLM on Blackwell multiplies up to the last 16 keys that hold any, on Hopper whole tiles of 128."""
+    def tensor_cores(name: str, seq: int) -> float:
+        of = rows(batch=64, seq=seq, heads=32, kv_heads=8)
+        (plan, mask, _), = groups(of)  # fmt: skip
+        gpu = load_gpu("b200") if name == "trtllm_blackwell" else H100
+        return float(estimate(plan, mask, sizes_of(of), True, gpu, plain(name)).kernels[0].bounds_s["tensor cores"][0])
+
+    one, forty, full, more = (tensor_cores("trtllm_blackwell", n) for n in (1, 40, 128, 129))
+    assert forty == pytest.approx(3 * one) and full == pytest.approx(8 * one)
+    assert more > full
+    assert tensor_cores("trtllm_hopper", 1) == pytest.approx(tensor_cores("trtllm_hopper", 40))
+
+
 def test_the_sustained_clock_follows_from_boost_tdp_and_energy() -> None:
     for gpu in (L40S, H100):
         drawn = gpu.architecture.joule_per_flop("bf16") * gpu.tensor_flops_per_s("bf16") / gpu.tdp_w.value
