@@ -106,7 +106,8 @@ def compare(
     for part in parts(measured, target, family):
         index, some, gpu = part.index, measured.take(part.index), part.gpu
         rows = rows_of(some)
-        why = part.why or (gpu is not None and families(part.family).why_unusable(gpu, str(rows.dtype[0]))) or ""
+        types = str(rows.dtype[0]), str(rows.read_dtype[0])
+        why = part.why or (gpu is not None and families(part.family).why_unusable(gpu, *types)) or ""
         if why or gpu is None:
             unpredicted[why] = unpredicted.get(why, 0) + len(index)
             continue

@@ -273,8 +273,9 @@ class Family:
         fits = (t for t in self.tiles if head_dim <= t.head_dim and (t.rows is None or rows <= t.rows))
         return next(fits, self.tiles[-1])
 
-    def why_unusable(self, gpu: Gpu, dtype: str) -> str | None:
-        """The reason why this family cannot run on the GPU with this operand type, or None."""
+    def why_unusable(self, gpu: Gpu, dtype: str, kv_dtype: str = "") -> str | None:
+        """The reason why this family cannot run on the GPU with these types of operands and of the keys that it reads
+        (default: the operands'), or None."""
         if gpu.architecture.instructions not in self.instructions:
             return (
                 f"family {self.name} needs {' or '.join(self.instructions)} instructions; "
@@ -284,6 +285,9 @@ class Family:
             return f"the profile {gpu.name} has no tensor-core rate for {dtype}; it has {', '.join(gpu.tensor_flops_per_cycle)}"
         if dtype not in self.dtypes:
             return f"family {self.name} covers {', '.join(self.dtypes)}; the operands are {dtype}"
+        used = kv_dtype if kv_dtype and self.arithmetic == "cache" else dtype
+        if used not in gpu.tensor_flops_per_cycle or used not in self.dtypes:
+            return f"family {self.name} multiplies in the cache's type, {used}; it covers {', '.join(self.dtypes)}"
         return None
 
 
@@ -323,9 +327,9 @@ def load_family(name: str) -> Family:
     return _family(strict_yaml.load(path))
 
 
-def usable(gpu: Gpu, dtype: str) -> tuple[str, ...]:
-    """The shipped families that run on the GPU with this operand type."""
-    return tuple(name for name in names() if load_family(name).why_unusable(gpu, dtype) is None)
+def usable(gpu: Gpu, dtype: str, kv_dtype: str = "") -> tuple[str, ...]:
+    """The shipped families that run on the GPU with these types of operands and of the keys that they read."""
+    return tuple(name for name in names() if load_family(name).why_unusable(gpu, dtype, kv_dtype) is None)
 
 
 _KEYS = (

@@ -104,10 +104,13 @@ def _tiled(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> KernelTi
 
 
 def grid_extents(work: KernelWork, cases: Cases, family: Family) -> list[tuple[str, Array]]:
-    """The grid's dimensions, slowest first. Packed query heads share a block, so `J` has extent 1 there."""
+    """The grid's dimensions, slowest first. Packed query heads share a block, so `J` has extent 1 there, and so have those
+    of which a kernel that only walks keys makes nothing of their own."""
     extent = dict(cases.sizes)
     if work.grid == "key":
-        return [*((rank, extent[rank] if rank != "J" else ONE) for rank in family.order), (QUERY, ONE)]
+        made = (*work.outputs, *work.state, *(t for s in work.sweeps for t in s.writes))
+        extent["J"] = extent["J"] if any("J" in t.ranks for t in made) else ONE
+        return [*((rank, extent[rank]) for rank in family.order), (QUERY, ONE)]
     extent["J"] = np.where(cases.pack, 1.0, extent["J"])
     return [*((rank, extent[rank]) for rank in family.order), (QUERY, cases.tiles.blocks)]
 

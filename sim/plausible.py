@@ -42,6 +42,7 @@ RANGES = (
     Range(("l2", "buffer"), "byte", "51.2 KiB", "2560 MiB", SHIPPED),
     Range(("tensor",), "flop/cycle", "25.6 FLOP/cycle", "163840 FLOP/cycle", SHIPPED),
     Range(("tensor_energy",), "J/flop", "0.0015 pJ/FLOP", "3 pJ/FLOP", SHIPPED),
+    Range(("l2_energy",), "J/byte", "1 pJ/B", "100 pJ/B", SHIPPED),
     Range(("vector_rate",), "op/cycle", "6.4 op/cycle", "1280 op/cycle", SHIPPED),
     Range(("special_rate",), "op/cycle", "1.6 op/cycle", "320 op/cycle", SHIPPED),
     Range(("shared_rate",), "byte/cycle", "12.8 B/cycle", "1280 B/cycle", SHIPPED),

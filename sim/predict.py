@@ -69,8 +69,8 @@ def family_on(workload: Workload, gpu: Gpu, name: str) -> tuple[Family, Plan, st
     """
     family = load_family(name)
     made = plan_of(workload, family)
-    if reason := family.why_unusable(gpu, made.dtype):
-        others = usable(gpu, made.dtype)
+    if reason := family.why_unusable(gpu, made.dtype, made.kv_dtype):
+        others = usable(gpu, made.dtype, made.kv_dtype)
         instead = f"with {made.dtype} run there: {', '.join(others)}" if others else f"no family runs with {made.dtype} there"
         raise IllegalMapping(f"{reason}; {instead}")
     fitted, note = family.on(gpu, workload.phase, made.dtype, made.kv_dtype)
@@ -125,7 +125,7 @@ def _worded(
     workload: Workload, gpu: Gpu, profile: str, family: Family, made: Plan, found: Estimate, note: str
 ) -> Prediction:
     time = float(found.time_s[0])
-    bounds = _bounds(found, gpu, family, made.dtype)
+    bounds = _bounds(found, gpu, family, found.cases.dtype)
     least = UNMEASURED if made.main.grid == "column" else 0.0  # what forward kernels were fitted to says nothing here
     low, high = (float(end[0]) for end in ends(found, family, least))
     flops, by_class = operations(workload, made)
@@ -144,7 +144,7 @@ def _worded(
         flops_by_class=by_class,
         bytes_by_memory=_traffic(found),
         passes=made.passes.passes,
-        peak_flops_per_s=gpu.tensor_flops_per_s(made.dtype),
+        peak_flops_per_s=gpu.tensor_flops_per_s(found.cases.dtype),
         speedup=Later(partial(speedups, workload, gpu, profile, time)),
         mapping=mapping_of(found.cases, 0, family, family.fuses).as_json(),
         assumptions=_assumptions(gpu, family, made, found, note),

@@ -75,8 +75,8 @@ def lone_cycles(tile: TileCost, cases: Cases) -> Array:
     """Cycles of one tile when no other block fills the gaps: groups of warps fill each other's, and loads that were not
     asked for early enough are waited for."""
     busy = np.maximum(tile.alone / cases.groups, tile.widest)
-    ahead = ZERO if cases.stages is None else np.maximum(0.0, LOAD_CYCLES - (cases.stages - 1) * busy)
-    return busy + ahead
+    # A buffer is asked for again when its tile ends: each load and the tile after it have the time of `stages` tiles.
+    return busy if cases.stages is None else np.maximum(busy, (LOAD_CYCLES + busy) / cases.stages)
 
 
 def bytes_of(tensors: Iterable[Tensor], at: Mapping[str, Array], cases: Cases) -> Array:

@@ -9,7 +9,7 @@ the others through memory. Unfused, every Einsum is a kernel.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from einsight.einsum.counts import Count, count
@@ -226,16 +226,19 @@ def fused_kernel(cascade: Cascade, grid: str, members: tuple[Einsum, ...]) -> Ke
     swept = tuple(e for e in members if walks(cascade, e, KEY))
     swept_names = {e.name for e in swept}
     of = _stages(cascade, swept)
-    sweeps = tuple(_sweep(cascade, swept, of, stage) for stage in sorted(set(of.values())))
+    staged = {stage: _sweep(cascade, swept, of, stage) for stage in sorted(set(of.values()))}
     after = tuple(e for e in members if e.name not in swept_names)
-    streamed = {t.name for s in sweeps for t in s.streams}
+    streamed = {t.name for s in staged.values() for t in s.streams}
     read = dict.fromkeys(a.tensor for e in members for a in e.reads)
     outside = [n for n in read if n not in names and n not in streamed]
     later = {a.tensor for e in cascade.einsums if e.name not in names for a in e.reads}
     written = [n for n in dict.fromkeys(e.name for e in members) if n in later or n in {o.name for o in cascade.outputs}]
+    results = [tensor_of(cascade, n) for n in written]
+    walked = [t for t in results if grid == "key" and _has(cascade, t, KEY)]  # a block holds a head's state, not these
+    sweeps = tuple(replace(s, writes=tuple(t for t in walked if of[t.name] == stage)) for stage, s in staged.items())
     return KernelWork(
         grid, grid, sweeps, Share(_counts_of(cascade, {e.name for e in after})),
-        tuple(tensor_of(cascade, n) for n in outside), tuple(tensor_of(cascade, n) for n in written),
+        tuple(tensor_of(cascade, n) for n in outside), tuple(t for t in results if t not in walked),
         tuple(tensor_of(cascade, n) for n in _state(cascade, swept)),
     )  # fmt: skip
 

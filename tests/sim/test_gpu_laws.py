@@ -86,6 +86,18 @@ def test_better_hardware_is_never_slower(target: str, cascade: str) -> None:
                 assert time_of(w, better) <= base * ROUNDING
 
 
+@pytest.mark.parametrize("stages", [1, 2, 3, 5])
+def test_better_hardware_is_never_slower_however_deep_the_pipeline(stages: int) -> None:
+    """Small tiles, whose loads take longer than they do: a block with `stages` buffers waits for each load once in `stages`
+    tiles, and a faster unit never makes it wait longer."""
+    gpu, w = load_hardware("h100-sxm"), workload("one_pass")
+    deep = Mapping(block_m=16, block_n=32, warps=4, stages=stages)
+    for factor in (1.37, 8.0):
+        for better in upgrades(gpu, factor):
+            assert time_of(w, better, deep) <= time_of(w, gpu, deep) * ROUNDING
+    assert time_of(w, gpu, replace(deep, stages=stages + 1)) <= time_of(w, gpu, deep) * ROUNDING
+
+
 @settings(max_examples=60)
 @given(
     st.sampled_from(CASCADES), st.sampled_from(["h100-sxm", "l40s"]), st.integers(1, 3000), st.integers(1, 3000),
@@ -147,6 +159,24 @@ def test_a_recurrence_is_not_split_over_its_chunks(cascade: str) -> None:
     found = [predict(w, "h100-sxm") for w in few]
     assert all(p.mapping["splits"] == 1 for p in found)
     assert [p.time_s for p in found] == sorted(p.time_s for p in found)
+
+
+@pytest.mark.parametrize("cascade", SEQUENCES)
+def test_query_heads_that_share_keys_all_take_their_own_products(cascade: str) -> None:
+    """The states, or at least the outputs, of a recurrence are of query heads, however few KV heads there are."""
+    gpu, own = load_hardware("h100-sxm"), recurrence(cascade, 2**13)
+    shared = replace(own, sizes={**own.sizes, "g": 2, "j": 4})
+    apart, grouped = (estimate_of(w, gpu, family_of(gpu), FIXED) for w in (own, shared))
+    assert grouped.bounds_s["tensor cores"][0] == pytest.approx(apart.bounds_s["tensor cores"][0])
+    assert sum(k.l2_bytes[0] for k in grouped.kernels) * ROUNDING >= sum(k.hbm_bytes[0] for k in grouped.kernels)
+
+
+@pytest.mark.parametrize("cascade", SEQUENCES)
+def test_what_a_recurrence_takes_from_hbm_and_writes_there_passes_l2(cascade: str) -> None:
+    """A block writes the results of a chunk with the chunk, not once at its end."""
+    gpu = load_hardware("h100-sxm")
+    for kernel in estimate_of(recurrence(cascade, 2**15), gpu, family_of(gpu), FIXED).kernels:
+        assert kernel.l2_bytes[0] * ROUNDING >= kernel.hbm_bytes[0] > 0
 
 
 @pytest.mark.parametrize("cascade", SEQUENCES)

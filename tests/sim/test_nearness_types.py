@@ -13,6 +13,7 @@ from einsight.reports.compare import parts, rows_of
 from einsight.sim.family import load_family, names
 from einsight.sim.hardware import load_gpu
 from einsight.sim.kernel_names import framework_name
+from einsight.sim.nearness import Fit, Ground, distance, same_kernels
 
 REFERENCE = Path(os.environ.get("EINSIGHT_REFERENCE", "../shared/reference")) / "measured"
 
@@ -58,3 +59,12 @@ def test_binaries_of_one_major_version_make_another_device_not_another_architect
     on_a100 = replace(flash2, fits=tuple(f for f in flash2.fits if f.architecture == "sm_80"))
     _, note = on_a100.on(load_gpu("l40s"), "prefill", "bf16", "bf16", "VLLM")
     assert "widened x2.5" in note
+
+
+def test_a_fit_on_an_architecture_without_a_compute_capability_is_as_near_as_any_other() -> None:
+    """"gfx942", as a file fitted on another vendor's GPU says: its own ground, and nobody else's binaries."""
+    mine = Ground("gfx942", "gfx942", "mfma", "mi300x", 65536.0)
+    fit = Fit("gfx942", "prefill", ("bf16", "bf16"), {}, "a file")
+    assert not any(distance(fit, mine, "prefill", ("bf16", "bf16"), ""))
+    assert distance(fit, mine._replace(name="sm_90", compute_capability="9.0"), "prefill", ("bf16", "bf16"), "")[1] > 0
+    assert not same_kernels("gfx942", mine._replace(name="gfx950", compute_capability="gfx950"))

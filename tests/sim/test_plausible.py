@@ -49,7 +49,7 @@ def test_a_range_is_as_wide_as_its_basis_says(known: Range) -> None:
 
 def test_every_number_of_a_gpu_has_a_range() -> None:
     keys = [key for key, _ in (*_GPU_QUANTITIES.values(), *_ARCHITECTURE_QUANTITIES.values())]
-    assert not {*keys, "tensor", "tensor_energy", "tensor_memory_columns"} - set(BY_KEY)
+    assert not {*keys, "tensor", "tensor_energy", "l2_energy", "tensor_memory_columns"} - set(BY_KEY)
 
 
 def profile(folder: Path, name: str, old: str, new: str) -> Path:

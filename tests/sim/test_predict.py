@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from einsight.einsum.compose import IllegalComposition
 from einsight.sim import Workload, predict
 from einsight.sim.family import names
+from einsight.sim.hardware import load_gpu
 from einsight.sim.predict import IllegalMapping
 from einsight.sim.strict_yaml import SpecError
 from einsight.sim.units import format_si
@@ -80,6 +82,23 @@ def test_a_refused_type_names_every_family_that_runs_with_it(target: str, dtype:
         else:
             with pytest.raises(IllegalMapping):
                 predict(attention(dtype=dtype), f"{profile}:{family}")
+
+
+@pytest.mark.parametrize("target", ["h100-sxm:flash3", "h200-sxm:xqa_fp8", "b200:trtllm_blackwell"])
+def test_a_kernel_that_multiplies_in_the_cache_s_type_refuses_a_cache_that_it_cannot_multiply(target: str) -> None:
+    four_bit = replace(attention(), dtypes={"K": "fp4_e2m1", "V": "fp4_e2m1"})
+    with pytest.raises(IllegalMapping, match="multiplies in the cache's type, fp4_e2m1"):
+        predict(four_bit, target)
+
+
+def test_products_in_the_cache_s_type_are_told_at_that_type_s_rate() -> None:
+    eight_bit = replace(attention(), dtypes={"K": "fp8_e4m3", "V": "fp8_e4m3"})
+    gpu, found = load_gpu("h100-sxm"), predict(eight_bit, "h100-sxm:flash3")
+    bound, run = next(b for b in found.bounds if b.name == "tensor cores"), 4 * B * H * E * N * N  # and ragged last tiles
+    assert f"x {gpu.tensor_flops_per_cycle['fp8_e4m3'].value:g} FLOP/cycle" in bound.because
+    done = bound.time_s * gpu.tensor_flops_per_s("fp8_e4m3")
+    assert run <= done < 1.05 * run and format_si(done, "FLOP") in bound.because
+    assert found.peak_flops_per_s == gpu.tensor_flops_per_s("fp8_e4m3")
 
 
 def test_a_type_that_no_family_runs_with_says_so() -> None:
