@@ -140,7 +140,7 @@ def _assemble(
     bounds["HBM"] = far / gpu.hbm_bytes_per_s.value
     bounds["longest block"] = longest / clock
     compute, memory = cycles / clock, bounds["HBM"] / family.constant("hbm_fraction")
-    memory = memory + family.constant("fill_s") * np.minimum(far / np.maximum(near, 1.0), 1.0)
+    memory = memory + family.constant("fill_s") * _first(work, cases, gpu, family)
     floor = np.maximum(bounds["L2"], bounds["shared memory"])
     compute = compute + _throttle(np.maximum(np.maximum(compute, memory), floor), bounds["tensor cores"], near, cases, gpu)
     time = np.maximum(compute, memory) + family.constant("unhidden_memory") * np.minimum(compute, memory)
@@ -205,17 +205,10 @@ def memory_bytes(
 ) -> Array:
     """Bytes from and to HBM of one fused kernel."""
     cache = Cache(gpu.l2_bytes.value, family.constant("l2_usable"))
-    inputs: dict[Tensor, float] = dict.fromkeys(work.residents, 1.0)
-    for sweep in work.sweeps:
-        for tensor in sweep.streams:
-            inputs[tensor] = inputs.get(tensor, 0.0) + 1.0
-    written = (*work.outputs, *(t for s in work.sweeps for t in (*s.writes, *s.sums)))
-    out = sum((elements(t, cases.sizes) * cases.widths[t.name] for t in written), ZERO)
+    inputs, first = _inputs(work), _first(work, cases, gpu, family)
+    written = _written(work)
     sums = [t for s in work.sweeps for t in s.sums]
-    out = out + sum((elements(t, cases.sizes) for t in sums), ZERO) * 2.0 * PARTIAL_BYTES  # set to zero, converted at the end
-    whole = out + sum((_whole(t, cases) for t in inputs), ZERO)
-    first = np.where(cases.warm, cache.miss(whole), 1.0)
-    total = out * first
+    total = _results(work, cases) * first
     keys = np.maximum(cases.sizes[KEY], 1.0)
     overlap = np.maximum(1.0, cases.tiles.total * cases.block_n / (keys * cases.touched))
     reach = cases.tiles.longest * cases.block_n / keys
@@ -227,6 +220,31 @@ def memory_bytes(
         both = elements(tensor, cases.sizes) * 2.0 * PARTIAL_BYTES
         total = total + both * (fetches(tensor, 1.0, grid, KEY, cache) - 1.0)
     return total
+
+
+def _inputs(work: KernelWork) -> dict[Tensor, float]:
+    """Every tensor that is read, with the sweeps that read it."""
+    inputs: dict[Tensor, float] = dict.fromkeys(work.residents, 1.0)
+    for sweep in work.sweeps:
+        for tensor in sweep.streams:
+            inputs[tensor] = inputs.get(tensor, 0.0) + 1.0
+    return inputs
+
+
+def _written(work: KernelWork) -> tuple[Tensor, ...]:
+    return (*work.outputs, *(t for s in work.sweeps for t in (*s.writes, *s.sums)))
+
+
+def _results(work: KernelWork, cases: Cases) -> Array:
+    """Bytes of everything written once; what blocks add up is set to zero before and converted at the end as well."""
+    out = sum((elements(t, cases.sizes) * cases.widths[t.name] for t in _written(work)), ZERO)
+    return out + sum((elements(t, cases.sizes) for s in work.sweeps for t in s.sums), ZERO) * 2.0 * PARTIAL_BYTES
+
+
+def _first(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Array:
+    """Share of a first reading that HBM feeds: all of it, or in repeated runs what L2 has lost since the last one."""
+    whole = _results(work, cases) + sum((_whole(t, cases) for t in _inputs(work)), ZERO)
+    return np.where(cases.warm, Cache(gpu.l2_bytes.value, family.constant("l2_usable")).miss(whole), 1.0)
 
 
 def _whole(tensor: Tensor, cases: Cases) -> Array:
