@@ -212,7 +212,7 @@ def memory_bytes(
     keys = np.maximum(cases.sizes[KEY], 1.0)
     overlap = np.maximum(1.0, cases.tiles.total * cases.block_n / (keys * cases.touched))
     reach = cases.tiles.longest * cases.block_n / keys
-    moved = [(t, cases.widths[t.name]) for t in (*inputs, *written)]
+    moved = [(t, PARTIAL_BYTES if t in sums else cases.widths[t.name]) for t in (*inputs, *written)]
     grid = Grid(extents, moved, cases.sizes, cases.touched, reach, overlap, slots)
     for tensor, sweeps in inputs.items():
         total = total + _whole(tensor, cases) * (first + fetches(tensor, sweeps, grid, KEY, cache) - 1.0)
