@@ -87,7 +87,7 @@ def run(
     """
     shape = options.Shape(None, phase, batch, heads, kv_heads, seq, seq_q, seq_kv, head_dim, dtype, causal, window, bias, cache)
     others = {"--explain": explain, "--workload": workload, "--predict-only": predict_only, "--target": target}
-    _alone(replay, key, shapes, shape, others)
+    _alone(replay, {"--key": key, "--seeds": seeds, "--against": against, "--plot": plot}, shapes, shape, others)
     from einsight.cli import tune_predict
 
     out, asked = tune_predict.output(kernel, export, export_as), tune_predict.asked(kernel, shape, workload)
@@ -104,11 +104,13 @@ def run(
 
 
 def _alone(
-    replay: Path | None, key: str | None, shapes: Path | None, shape: options.Shape, others: Mapping[str, object]
+    replay: Path | None, of_replay: Mapping[str, object], shapes: Path | None, shape: options.Shape,
+    others: Mapping[str, object],
 ) -> None:  # fmt: skip
-    """A file says what is computed: options that say it as well would be passed over in silence."""
-    if key is not None and replay is None:
-        raise CommandError("--key", key, "--replay RECORD.jsonl beside it")
+    """A file says what is computed: options that say it as well would be passed over in silence, as `of_replay` without one."""
+    for option, value in of_replay.items():
+        if value is not None and replay is None:
+            raise CommandError(option, str(value), "--replay RECORD.jsonl beside it")
     if replay is not None:
         file, others = f"--replay {replay}", {**others, "--shapes": shapes}
     elif shapes is not None:

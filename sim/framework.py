@@ -15,6 +15,7 @@ from pathlib import Path
 
 from einsight.sim import strict_yaml
 from einsight.sim.hardware import DTYPES, PHASES
+from einsight.sim.nearness import named_capability
 from einsight.sim.strict_yaml import Item
 
 ADDED: tuple[str, ...] = ("kv_copy", "q_copy", "token_cycles", "uneven_s", "uneven_copy")
@@ -80,18 +81,12 @@ def added(framework: str, family: str, architecture: str, phase: str, dtypes: tu
         return {}
 
     def far(a: Addition) -> tuple[bool, bool, bool, bool, float, int]:
-        steps = abs(_capability(a.architecture) - _capability(architecture))
+        steps = abs(named_capability(a.architecture) - named_capability(architecture))
         return a.phase != phase, a.architecture != architecture, a.family != family, a.dtypes != dtypes, steps, -_rows(a)
 
     nearest = min(entries, key=far)
     own = nearest.architecture == architecture and nearest.phase == phase
     return {name: value for name, value in nearest.constants.items() if name != LAUNCH or own}
-
-
-def _capability(architecture: str) -> float:
-    """9.0 of "sm_90"; 0 where the name says none."""
-    number = architecture.removeprefix("sm_")
-    return float(number) / 10.0 if number.isdigit() else 0.0
 
 
 def _rows(addition: Addition) -> int:

@@ -49,7 +49,7 @@ def distance(
     types of the same widths. `arithmetic`: the family's, whose products may run in the cache's type."""
     instructions, shared = chip(fit.architecture)
     apart = 0 if fit.architecture == arch.name else 1 if instructions == arch.instructions else 2
-    steps = abs(_named(fit.architecture) - _capability(arch.compute_capability)) if apart else 0.0
+    steps = abs(named_capability(fit.architecture) - _capability(arch.compute_capability)) if apart else 0.0
     kin = abs(log2(shared / arch.shared_bytes)) if apart == 2 and shared else 0.0
     foreign = int(bool(framework) and fit.framework != framework)
     exact = int(fit.dtypes != dtypes)
@@ -68,7 +68,7 @@ def _capability(text: str) -> float:
     return float(text) if text.replace(".", "", 1).isdigit() else 0.0
 
 
-def _named(architecture: str) -> float:
+def named_capability(architecture: str) -> float:
     """9.0 of "sm_90"; 0 where the name says none."""
     number = architecture.removeprefix("sm_")
     return float(number) / 10.0 if number.isdigit() else 0.0
@@ -89,7 +89,7 @@ def same_kernels(architecture: str, arch: Ground) -> bool:
     binaries its minor ones run, and SMs with as much shared memory. Then it is another device, not another architecture."""
     _, shared = chip(architecture)
     major = int(_capability(arch.compute_capability))
-    return shared == arch.shared_bytes and int(_named(architecture)) == major > 0
+    return shared == arch.shared_bytes and int(named_capability(architecture)) == major > 0
 
 
 OTHER_ARCHITECTURE = {"prefill": 1.5, "decode": 2.1}

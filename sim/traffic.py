@@ -4,7 +4,8 @@ L2 -> SM    every block loads its resident tensors once and streams its key tile
 HBM -> L2   every tensor at least once (`cold`; `warm`: what of the footprint does not stay in L2 between repeats), and
             again for readers that do not run at the same time and whose data do not survive in L2 in between.
 
-Blocks are launched in the order b, g, j, query tile (the last fastest). Sizes, tiles and results are arrays over cases.
+Blocks are launched in the family's order of b, g and j, the query tiles of a head last (fastest). Sizes, tiles and results are
+arrays over cases.
 """
 
 from __future__ import annotations
