@@ -16,12 +16,13 @@ import numpy as np
 from einsight.reports.compare import SHORT_MS, parts, rows_of
 from einsight.reports.measured import Measured
 from einsight.reports.outliers import set_aside
-from einsight.sim.calibration import Calibration, Sample, constants_for, fit_few, misses_of, with_constants
+from einsight.sim.calibration import Calibration, Sample, constants_for, fit_few, regimes_of, with_constants
 from einsight.sim.family import Family
 from einsight.sim.framework import ADDED, LAUNCH, Addition
 from einsight.sim.hardware import Gpu
 from einsight.sim.kernel_names import framework_name
 from einsight.sim.nearness import Fit
+from einsight.sim.regime import Regime, Regimes
 from einsight.sim.rows import Rows
 
 FEWEST_ROWS = 40
@@ -46,14 +47,14 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """One fit: its ground, the devices that it saw, what was found, and the 90 % interval: its half width, and
-    how far below and above measured times lie by limiting resource."""
+    """One fit: its ground, the devices that it saw, what was found, and the 90 % interval: its half width over all rows, and
+    how far below and above measured times lie by regime."""
 
     ground: Ground
     devices: tuple[str, ...]
     found: Calibration
     interval: float
-    misses: Mapping[str, tuple[float, float]]
+    regimes: Regimes
 
     @property
     def constants(self) -> dict[str, float]:
@@ -68,8 +69,8 @@ class Fitted:
         )
         rounded = {name: float(_number(value)) for name, value in self.constants.items()}
         on = f"{fitted_on}: {c.rows_fitted} rows of {', '.join(self.devices)}"
-        sides = {name: (round(below, 3), round(above, 3)) for name, (below, above) in self.misses.items()}
-        return Fit(g.architecture, g.phase, g.dtypes, rounded, on, error, g.framework, sides)
+        regimes = Regimes(tuple(Regime(r.shares, round(r.below, 3), round(r.above, 3)) for r in self.regimes.listed))
+        return Fit(g.architecture, g.phase, g.dtypes, rounded, on, error, g.framework, regimes)
 
 
 def samples(measured: Measured, family: Family, leave_out: str | None = None) -> dict[Ground, list[Sample]]:
@@ -101,9 +102,9 @@ def calibrate(grounds: Mapping[Ground, Sequence[Sample]], family: Family) -> lis
     out = []
     for ground, made in grounds.items():
         found = fit_few(made, start, constants_for(start, ground.phase, made), MOST_ROWS)
-        width, misses = misses_of(made, with_constants(start, list(found.constants), list(found.constants.values())))
+        width, regimes = regimes_of(made, with_constants(start, list(found.constants), list(found.constants.values())))
         devices = tuple(s.gpu.name for s in made)
-        out.append(Fitted(ground, devices, found, width, misses))
+        out.append(Fitted(ground, devices, found, width, regimes))
     return out
 
 
@@ -183,12 +184,15 @@ def _entry(fitted: Fitted, fitted_on: str) -> str:
     lines = [
         f"  - architecture: {f.architecture}", f"    phase: {f.phase}", f"    framework: {f.framework}",
         f"    dtypes: [{', '.join(f.dtypes)}]", f'    fitted_on: "{f.fitted_on}"', f'    error: "{f.error}"',
-        "    misses: {" + ", ".join(f"{name}: [{below}, {above}]" for name, (below, above) in f.misses.items()) + "}",
         "    constants:",
     ]  # fmt: skip
     for name, value in f.constants.items():
         error = fitted.found.uncertainty.get(name)
         lines.append(f"      {name}: {_number(value)}" + ("" if error is None else f"  # +- {error:.2g}"))
+    lines.append("    regimes:" + ("" if f.regimes.listed else " []"))
+    for r in f.regimes.listed:
+        where = "".join(f", {name}: [{low:g}, {high:g}]" for name, (low, high) in sorted(r.shares.items()))
+        lines.append(f"      - {{below: {r.below}, above: {r.above}{where}}}")
     return "\n".join(lines) + "\n"
 
 

@@ -20,8 +20,9 @@ from einsight.sim.estimate import build_cases
 from einsight.sim.family import CONSTANTS, Family
 from einsight.sim.gpu import kernel_time
 from einsight.sim.hardware import DTYPE_BYTES, Gpu, Quantity
-from einsight.sim.interval import by_resource, limiting
+from einsight.sim.interval import shares
 from einsight.sim.plan import Plan
+from einsight.sim.regime import RESOURCES, Regimes, regimes, shortest
 from einsight.sim.rows import Rows, estimates, groups, sizes_of
 from einsight.sim.schedule import ZERO, Array
 
@@ -212,17 +213,21 @@ def _width(dtypes: NDArray[np.str_]) -> Array:
     return np.array([DTYPE_BYTES[d] for d in dtypes.tolist()])
 
 
-def misses_of(samples: Sequence[Sample], fitted: Family) -> tuple[float, Mapping[str, tuple[float, float]]]:
-    """The interval (see `interval`) on the half that fits, of which a fit looks at few rows; the other half judges it."""
-    miss, resource = [], []
+def regimes_of(samples: Sequence[Sample], fitted: Family) -> tuple[float, Regimes]:
+    """(half width of one interval for all, the regimes) on the half that fits, of which a fit looks at few rows; the other
+    half judges them."""
+    miss: list[Array] = []
+    explained: dict[str, list[Array]] = {name: [] for name in RESOURCES}
     for sample in samples:
         half = _halve(sample)[0]
         for index, found in estimates(half.rows, sample.gpu, fitted):
             miss.append(np.log(half.measured_s[index] / found.time_s))
-            resource.append(limiting(found))
-    whole, sides = by_resource(np.concatenate(miss), np.concatenate(resource))
-    limits = CONSTANTS["interval"]
-    return float(np.clip(whole, limits.low, limits.high)), sides
+            share = shares(found)
+            for name, column in explained.items():
+                column.append(np.broadcast_to(share.get(name, ZERO), found.time_s.shape))
+    whole, limits = np.concatenate(miss), CONSTANTS["interval"]
+    made = regimes(whole, {name: np.concatenate(column) for name, column in explained.items()})
+    return float(np.clip(max(shortest(whole)), limits.low, limits.high)), made
 
 
 EARNED = 0.2

@@ -7,7 +7,7 @@ and where it comes from.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -26,6 +26,7 @@ from einsight.sim.hardware import (
 )
 from einsight.sim.hardware import names as profile_names
 from einsight.sim.nearness import Fit, Ground, chip, distance, same_kernels, widening
+from einsight.sim.regime import NO_REGIMES, RESOURCES, Regime, Regimes
 from einsight.sim.schedule import SCHEDULES
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
 from einsight.sim.traffic import OUTER
@@ -69,7 +70,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "uneven_copy": Constant("", 0.0, 10.0, "times that those kernels move new keys and values of different widths"),
     "uneven_s": Constant("s", 0.0, 1.5e-5, "extra framework kernels when keys and values have different widths"),
     "fill_s": Constant("s", 0.0, 2e-5, "once, of a run that HBM feeds: until it streams at its rate, and after its last byte"),
-    "hbm_fraction": Constant("", 0.5, 1.0, "streaming bandwidth over the datasheet's"),
+    "hbm_fraction": Constant("", 0.5, 0.95, "streaming bandwidth over the datasheet's; refresh and turnarounds take the rest"),
     "l2_usable": Constant("", 0.3, 1.1, "share of L2 that a re-read working set can occupy before it misses"),
     "interval": Constant("", 0.02, 2.0, "half width of the 90 % interval, relative, on this family's own ground"),
 }
@@ -181,7 +182,7 @@ class Family:
     window_split_by: str = "window"  # what a split run divides: the keys in the window, or the whole "cache"
     queries_in_place: bool = False  # 16-bit queries are read where the projection left them: nothing copies them
     products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
-    misses: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of the fit in use
+    regimes: Regimes = NO_REGIMES  # of the fit in use
     moves: str = "filled"  # rows of queries and results that a block moves: all of its tile's, or those "held" by a query
     multiplies: str = "filled"  # keys of a tile that products and lanes run over: all of it, or up to the last one "held"
     widths: tuple[int, ...] = ()  # head dimensions that there are kernels for; others take the next one, filled with zeros
@@ -242,16 +243,17 @@ class Family:
         merged = {n: Quantity(v, f"{v:.4g}", "fitted", fit.fitted_on) for n, v in values.items()}
         apart = 0 if same_kernels(fit.architecture, arch) else steps[1]
         widen = widening([steps[0], apart, steps[2]], foreign, arch.device not in devices, phase)
-        if "interval" in merged:
-            merged["interval"] = replace(merged["interval"], value=merged["interval"].value * widen)
-        misses = {name: (below * widen, above * widen) for name, (below, above) in fit.misses.items()}
+        half = values.get("interval", 0.0)
+        if half:
+            merged["interval"] = replace(merged["interval"], value=half * widen)
+        regimes = fit.regimes.widened(half * (widen - 1.0))
         note = f"constants of {self.name} fitted for {fit.architecture} {fit.phase} {'/'.join(fit.dtypes)} on {fit.fitted_on}"
         if sum(steps):
             note += f"; none for {arch.name} {phase} {dtype}/{kv_dtype}, interval widened x{widen:g}"
         elif widen > 1.0:
             other = f"not with {framework}" if foreign else f"not on {arch.device}"
             note += f"; {other}, interval widened x{widen:g}"
-        return replace(self, constants={**self.constants, **merged}, misses=misses), note
+        return replace(self, constants={**self.constants, **merged}, regimes=regimes), note
 
     def _unfitted(self, framework: str, architecture: str, phase: str, dtypes: tuple[str, str]) -> Family:
         """The assumed constants, and what the framework adds around other kernels: its own kernels are the same around all."""
@@ -442,7 +444,7 @@ def _constant(item: Item, unit: str) -> Quantity:
 
 def _fit(item: Item) -> Fit:
     known = ("architecture", "phase", "dtypes", "fitted_on", "constants")
-    t = item.table(required=known, optional=("error", "framework", "misses"))
+    t = item.table(required=known, optional=("error", "framework", "regimes"))
     numbers = t["constants"].table(optional=tuple(CONSTANTS))
     for name, entry in numbers.items():
         bounds = CONSTANTS[name]
@@ -452,16 +454,21 @@ def _fit(item: Item) -> Fit:
         t["architecture"].text(), t["phase"].choice(PHASES), tuple(d.choice(DTYPES) for d in t["dtypes"].items()),
         {name: entry.number() for name, entry in numbers.items()}, t["fitted_on"].text(),
         t["error"].text() if "error" in t else "", t["framework"].text() if "framework" in t else "",
-        _misses(t["misses"]) if "misses" in t else {},
+        Regimes(tuple(_regime(i) for i in t["regimes"].items()) if "regimes" in t else ()),
     )  # fmt: skip
 
 
-def _misses(item: Item) -> Mapping[str, tuple[float, float]]:
-    """`misses: {HBM: [0.05, 0.1]}`: below and above, by limiting resource."""
-    out = {}
-    for name, entry in item.entries().items():
-        sides = [side.number() for side in entry.items()]
-        if len(sides) != 2 or min(sides) < 0:
-            raise entry.error("two numbers that are not negative: how far below and above")
-        out[name] = (sides[0], sides[1])
-    return out
+def _regime(item: Item) -> Regime:
+    """`{below: 0.05, above: 0.1, HBM: [0.3, 0.8]}`: how far off, and the shares of resources where that holds."""
+    t = item.table(required=("below", "above"), optional=RESOURCES)
+    for name in ("below", "above"):
+        if t[name].number() < 0:
+            raise t[name].error("a number that is not negative: how far off measured times lie on that side")
+    return Regime({n: _share(entry) for n, entry in t.items() if n in RESOURCES}, t["below"].number(), t["above"].number())
+
+
+def _share(item: Item) -> tuple[float, float]:
+    ends = [end.number() for end in item.items()]
+    if len(ends) != 2 or not 0.0 <= ends[0] < ends[1] <= 1.0:
+        raise item.error("two shares of the time, [from, to], with 0 <= from < to <= 1")
+    return ends[0], ends[1]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from math import log2
 from typing import NamedTuple
 
 from einsight.sim.hardware import DTYPE_BYTES, PROFILES, load_architecture
+from einsight.sim.regime import NO_REGIMES, Regimes
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
     """Constants fitted for one architecture and phase (and, where it is another kernel, one pair of dtypes).
 
-    `fitted_on` names the file, its hash and the rows, and `error` what held-out rows gave; `misses` says by limiting
-    resource how far measured times lie below and above the predicted ones (see `interval`).
+    `fitted_on` names the file, its hash and the rows, and `error` what held-out rows gave; `regimes` say how far measured
+    times lie below and above the predicted ones.
     """
 
     architecture: str
@@ -26,7 +27,7 @@ class Fit:
     fitted_on: str
     error: str = ""
     framework: str = ""  # whose table it was fitted on, without the version
-    misses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    regimes: Regimes = NO_REGIMES
 
 
 class Ground(NamedTuple):
