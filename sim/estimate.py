@@ -82,9 +82,8 @@ def build_cases(
     if windowed and mapping is None and not family.window_skips:
         without = Mask(tuple(r for r in mask.restrictions if r.kind != "window"))
         visited = _tiles(without, full, block_m, block_n, heads, family, mapping)
-    if windowed and mapping is None and family.window_split_by == "cache":
-        whole = np.maximum(np.ceil(full[KEY] / block_n), 1.0)
-        active = np.ceil(splits * np.minimum(tiles.longest / whole, 1.0)).clip(1.0)
+    if windowed and mapping is None and family.window_split_by != "window":
+        active = _active_parts(splits, tiles.longest, np.ceil(full[KEY] / block_n), family.window_split_by == "dealt")
         splits, idle = active, splits - active
     persistent = mapping.schedule == "persistent" if mapping else family.schedule == "persistent"
     by_tile = partial(_by_tile, line=line, family=family, mapping=mapping)
@@ -167,6 +166,13 @@ def masking_steps(mask: Mask, rows: Array, block_n: Array) -> Array:
     """Tiles at the end of a block's run that take the masked code path, whatever the sizes, as kernels are written: the
     last one for the end of the keys and, under causality, those that the diagonal of `rows` queries can cut."""
     return ONE + (np.ceil(rows / block_n) if mask.causal else ZERO)
+
+
+def _active_parts(parts: Array, seen: Array, whole: Array, dealt: bool) -> Array:
+    """Parts that have keys inside a window, of so many that the whole cache was cut into: those that the window lies in, or,
+    where its tiles are dealt to all parts in turn, one for each tile."""
+    cut = np.minimum(parts, seen) if dealt else np.ceil(parts * np.minimum(seen / np.maximum(whole, 1.0), 1.0))
+    return cut.clip(1.0)
 
 
 def _split_choice(

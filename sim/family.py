@@ -47,7 +47,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "sequence_s": Constant("s", 0.0, 5e-8, "scheduler work per sequence of the batch"),
     "combine_s": Constant("s", 0.0, 1.5e-5, "launch of the kernel that merges the parts of a split run"),
     "split_s": Constant("s", 0.0, 3e-7, "merging, per part"),
-    "merge_cycles": Constant("cycle", 0.0, 4000.0, "of an SM, to merge the parts of one row of one head, beside their bytes"),
+    "merge_cycles": Constant("cycle", 0.0, 400.0, "of an SM, per row of one head and group of lanes that holds parts of it"),
     "mma_efficiency": Constant("", 0.03, 1.0, "share of the tensor cores' issue slots that dependent products can fill"),
     "unhidden": Constant("", 0.005, 1.0, "share of the smaller resources' cycles that the largest does not hide"),
     "unhidden_memory": Constant("", 0.0, 1.0, "share of the smaller of compute and memory time that is not hidden"),
@@ -59,6 +59,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "block_cycles": Constant("cycle", 0.0, 20000.0, "prologue and epilogue of a block"),
     "block_bytes_per_cycle": Constant("byte", 2.0, 128.0, "rate at which one block loads its rows and stores results"),
     "row_cycles": Constant("cycle", 0.0, 1000.0, "once per block and row of its tile, filled or not (reductions across lanes)"),
+    "result_cycles": Constant("cycle", 0.0, 10.0, "per element of a block's result, filled or not (registers it lacks)"),
     "part_cycles": Constant("cycle", 0.0, 30000.0, "what merging adds to a block of a split run, inside the kernel"),
     "exit_cycles": Constant("cycle", 0.0, 20000.0, "a part of a split run that finds no key of its own inside the window"),
     "test_per_score": Constant("op", 0.0, 256.0, "to test a tile, its keys loaded, against a window, where none is left out"),
@@ -81,7 +82,7 @@ NEUTRAL: Mapping[str, float] = {
     **dict.fromkeys((
         "sequence_s", "split_s", "merge_cycles", "tile_cycles", "kv_copy", "q_copy", "regroup_s", "token_cycles", "uneven_s",
         "uneven_copy", "convert_per_element", "mask_per_score", "window_per_score", "exit_cycles", "test_per_score",
-        "row_cycles", "part_cycles", "convert_unhidden", "fill_s",
+        "row_cycles", "result_cycles", "part_cycles", "convert_unhidden", "fill_s",
     ), 0.0),
 }  # fmt: skip
 """What a constant is when a family does not name it: the effect absent, or the rate of an SM's L2 port."""
@@ -92,6 +93,7 @@ class Tile:
     """Block shape for head dimensions up to `head_dim` and, where given, up to `rows` query rows of one head.
 
     operand_rows, warps  query rows that one warp's reading of a key tile serves and warps of the block, where not the family's
+    registers  of a thread of this build, where not the family's
     blocks     blocks wanted on an SM: the key tile is halved, down to `least_n` keys, until so many fit
     shared_by  blocks of a cluster that load each key tile together (multicast, products of two SMs)
     dtypes, instructions, architectures  types of the products and devices that the line holds for (any, when empty)
@@ -117,6 +119,7 @@ class Tile:
     step: int | None = None
     partials: int = 0
     queries: int | None = None
+    registers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ class Family:
     constants: Mapping[str, Quantity]
     fits: tuple[Fit, ...] = ()
     window_skips: bool = True  # whether tiles outside a sliding window are left out
-    window_split_by: str = "window"  # what a split run divides: the keys in the window, or the whole "cache"
+    window_split_by: str = "window"  # what sets the number of parts: keys in the window, or the "cache", cut or "dealt"
     queries_in_place: bool = False  # 16-bit queries are read where the projection left them: nothing copies them
     products: str = "tensor"  # matrix products on the tensor cores, or on the fp32 lanes ("vector")
     regimes: Regimes = NO_REGIMES  # of the fit in use
@@ -392,14 +395,14 @@ def _flag(item: Item | None, name: str) -> bool:
 def _split_by(item: Item | None) -> str:
     """`splits_by` of the same table: "window" where nothing is said."""
     table = item.table(optional=_WINDOW) if item is not None else {}
-    return table["splits_by"].choice(("window", "cache")) if "splits_by" in table else "window"
+    return table["splits_by"].choice(("window", "cache", "dealt")) if "splits_by" in table else "window"
 
 
 def _tile(item: Item) -> Tile:
-    others = ("buffered", "step", "rows", "queries", "operand_rows", "warps")
+    others = ("buffered", "step", "rows", "queries", "operand_rows", "warps", "registers")
     optional = (*others, "shared_by", "blocks", "least_n", "partials", "architectures", "dtypes", "instructions")
     t = item.table(required=("head_dim", "block_m", "block_n"), optional=optional)
-    held, step, rows, queries, serves, warps = (t[k].integer(1) if k in t else None for k in others)
+    held, step, rows, queries, serves, warps, registers = (t[k].integer(1) if k in t else None for k in others)
     blocks, least = (t[k].integer(1) if k in t else default for k, default in (("blocks", 1), ("least_n", 16)))
     shared = t["shared_by"].integer(1) if "shared_by" in t else 1
     where = tuple(i.choice(INSTRUCTIONS) for i in t["instructions"].items()) if "instructions" in t else ()
@@ -409,7 +412,7 @@ def _tile(item: Item) -> Tile:
     partials = t["partials"].integer(1) if "partials" in t else 0
     return Tile(
         head_dim, block_m, block_n, rows, shared, blocks, least, serves, warps, named, only, where, held, step, partials,
-        queries,
+        queries, registers,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from functools import reduce
 import numpy as np
 
 from einsight.einsum.ir import Tensor
-from einsight.sim.cases import Cases, fetched_sizes, one_step, tile_sizes, whole_sizes
+from einsight.sim.cases import Cases, fetched_sizes, one_step, tile_ones, tile_sizes, whole_sizes
 from einsight.sim.copies import copy_seconds, uneven
 from einsight.sim.family import Family
 from einsight.sim.grid import NO_TILES, Tiles
@@ -146,7 +146,7 @@ def _assemble(
     time = np.maximum(compute, memory) + family.constant("unhidden_memory") * np.minimum(compute, memory)
     time = np.maximum(time, floor) + copy_seconds(work, cases, gpu, family)
     merge = np.where(cases.splits > 1, family.constant("combine_s") + family.constant("split_s") * cases.splits, 0.0)
-    merged = family.constant("merge_cycles") * _rows(cases) / (sms * clock)
+    merged = _merge_cycles(work, cases, family) * _rows(cases) / (sms * clock)
     merge = merge + np.where(cases.splits > 1, merged, 0.0) + 2.0 * partial / (arch.l2_bytes_per_cycle.value * sms * clock)
     launch = family.constant("launch_s") + family.constant("sequence_s") * cases.sizes["B"]
     launch = launch + (family.constant("uneven_s") if uneven(work, cases) else 0.0)
@@ -192,6 +192,16 @@ def _partial_bytes(work: KernelWork, cases: Cases) -> Array:
     """What the parts of a split run write for the merge: the running state of every row, once per part."""
     state = sum((elements(t, one_step(cases.sizes)) for t in work.state), ZERO)
     return np.where(cases.splits > 1, state * PARTIAL_BYTES * cases.splits, 0.0)
+
+
+MERGED_AT_ONCE = 1024.0
+"""Elements that a merging block holds at once: 128 threads with a 16-byte load of 16-bit results each (FlashInfer)."""
+
+
+def _merge_cycles(work: KernelWork, cases: Cases, family: Family) -> Array:
+    """Cycles of an SM to merge one row of one head, beside its bytes: groups of lanes take a part each, joined in turn."""
+    width = reduce(np.maximum, (elements(t, tile_ones(cases)) for t in work.outputs), ONE)
+    return family.constant("merge_cycles") * np.maximum(np.ceil(MERGED_AT_ONCE / width), 1.0)
 
 
 def _rows(cases: Cases) -> Array:

@@ -79,7 +79,7 @@ def shared_bytes(block_m: Array, block_n: Array, row_bytes: Array, key_bytes: Ar
     return block_m * row_bytes + stages * block_n * key_bytes
 
 
-def occupancy(arch: Architecture, shared: Array, warps: Array | int, registers_per_thread: int) -> Array:
+def occupancy(arch: Architecture, shared: Array, warps: Array | int, registers_per_thread: Array | int) -> Array:
     """Blocks that fit on one SM at the same time, 0 when not even one does."""
     reserved = 1024.0  # bytes of shared memory that the driver keeps per block on compute capability 8.0 and later
     registers = np.ceil(registers_per_thread / 8) * 8 * warps * arch.warp_threads  # allocated in steps of 8 per thread
@@ -114,20 +114,21 @@ def choose_tile(
     block_m, block_n, buffered = _table_tile(family, line)
     key_bytes = key_bytes * buffered
     warps = np.array([t.warps or family.warps for t in family.tiles], dtype=np.float64)[line]
+    registers = np.array([t.registers or family.registers_per_thread for t in family.tiles], dtype=np.float64)[line]
     last = 4.0 * head_dim * np.array([t.partials for t in family.tiles], dtype=np.float64)[line]
     block_n = _filled(family, arch, line, block_m * row_bytes, block_n, key_bytes)
     if any(t.blocks > 1 for t in family.tiles):
         wanted, least = (np.array([getattr(t, n) for t in family.tiles])[line] for n in ("blocks", "least_n"))
         for _ in range(int(np.log2(max(t.block_n for t in family.tiles)))):
-            many = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, warps, last) < wanted
+            many = _fits(family.stages, arch, block_m, block_n, row_bytes, key_bytes, warps, registers, last) < wanted
             block_n = np.where(many & (block_n > least), block_n / 2, block_n)
-    fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, warps, last)
+    fits = _fits(family.stages, arch, block_m, block_n, row_bytes, key_bytes, warps, registers, last)
     while np.any(fits < 1) and np.any((fits < 1) & (block_n > 16) | (fits < 1) & (block_m > 16)):
         narrow = (fits < 1) & (block_n > 32)
         block_n = np.where(narrow, np.maximum(16.0, np.floor(block_n / 32) * 16), block_n)
         block_m = np.where((fits < 1) & ~narrow & (block_m > 16), block_m / 2, block_m)
         block_n = np.where((fits < 1) & ~narrow & (block_m <= 16), 16.0, block_n)
-        fits = _fits(family, arch, block_m, block_n, row_bytes, key_bytes, warps, last)
+        fits = _fits(family.stages, arch, block_m, block_n, row_bytes, key_bytes, warps, registers, last)
     return block_m, block_n, np.maximum(fits, 1.0)
 
 
@@ -171,11 +172,12 @@ def tile_lines(family: Family, head_dim: Array, query_rows: Array, queries: Arra
 
 
 def _fits(
-    family: Family, arch: Architecture, m: Array, n: Array, row_bytes: Array, key_bytes: Array, warps: Array, last: Array
-) -> Array:
+    stages: int, arch: Architecture, m: Array, n: Array, row_bytes: Array, key_bytes: Array, warps: Array, registers: Array,
+    last: Array,
+) -> Array:  # fmt: skip
     """Blocks per SM; `last`: bytes per query row that lie in the same shared memory at the block's end."""
-    shared = np.maximum(shared_bytes(m, n, row_bytes, key_bytes, family.stages), m * last)
-    return occupancy(arch, shared, warps, family.registers_per_thread)
+    shared = np.maximum(shared_bytes(m, n, row_bytes, key_bytes, stages), m * last)
+    return occupancy(arch, shared, warps, registers)
 
 
 def choose_splits(

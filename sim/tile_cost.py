@@ -130,10 +130,11 @@ def arithmetic_cycles(share: Share, at: Mapping[str, Array], cases: Cases, gpu: 
 
 def block_cycles(work: KernelWork, at: Mapping[str, Array], cases: Cases, gpu: Gpu, family: Family) -> Array:
     """Once per block: resident tensors in, results out, and the Einsums outside the sweeps, one after the other."""
-    moved = row_bytes(work, at, cases, family)
+    moved = row_bytes(work, at, cases, family) / family.constant("block_bytes_per_cycle")
     once = arithmetic_cycles(work.block, at, cases, gpu)
-    reduced = family.constant("row_cycles") * cases.block_m
-    return moved / family.constant("block_bytes_per_cycle") + reduced + sum(once.values(), ZERO)
+    made = sum((elements(t, _widened(at, family)) for t in work.outputs), ZERO)
+    held = family.constant("row_cycles") * cases.block_m + family.constant("result_cycles") * made
+    return moved + held + sum(once.values(), ZERO)
 
 
 def row_bytes(work: KernelWork, at: Mapping[str, Array], cases: Cases, family: Family) -> Array:

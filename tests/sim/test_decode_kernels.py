@@ -78,6 +78,40 @@ def test_rows_are_reduced_by_tile_and_moved_by_query() -> None:
     assert t[32] > t[17]
 
 
+@pytest.mark.parametrize(("group", "head_dim", "rows", "blocks"), [
+    (8, 256, 8, 3), (12, 256, 16, 2), (16, 128, 16, 3), (17, 128, 24, 2), (32, 128, 32, 2), (32, 64, 32, 3), (16, 192, 16, 2),
+])  # fmt: skip
+def test_blocks_with_large_results_leave_room_for_fewer(group: int, head_dim: int, rows: int, blocks: int) -> None:
+    """XQA for an 8-bit cache is built for three blocks on an SM up to 2048 elements of result, else for two: the measured time
+    of 4096 short sequences doubles from 8 to 12 query heads at 256 elements and from 16 to 32 at 128."""
+    found = decode(H100, load_family("xqa_fp8"), 64, 4096, group, head_dim, "fp8_e4m3").cases
+    assert (found.block_m[0], found.block_n[0], found.blocks_per_sm[0]) == (rows, 64, blocks)
+
+
+def test_results_cost_by_the_rows_and_elements_that_a_tile_holds() -> None:
+    """One of 8 rows or all of them, 192 elements or the 256 that the kernel is built for: the blocks of an SM take turns."""
+    family = replace(load_family("xqa_fp8"), fits=())
+    slow, fast = (with_constant(family, "result_cycles", c) for c in (2.0, 0.0))
+    for per_sm, group, head_dim in ((1, 8, 256), (3, 8, 256), (3, 1, 192)):
+        sequences = per_sm * int(H100.sms.value)
+        more, less = (float(decode(H100, f, sequences, 16, group, head_dim, "fp8_e4m3").time_s[0]) for f in (slow, fast))
+        assert more - less == pytest.approx(2.0 * per_sm * 8 * 256 / H100.boost_hz.value, rel=1e-4)
+
+
+def test_a_window_is_dealt_to_parts_in_turn_or_lies_in_some_of_them() -> None:
+    """XQA for an 8-bit cache: part i begins at tile i of the window, and those beyond its tiles leave at once. The other one
+    cuts the whole cache: a window of a sixteenth of it lies in a sixteenth of the parts."""
+    window = Mask((Window(8192),))
+    dealt, cut = (
+        decode(H100, load_family(name), 4, 131072, 8, 128, kv, mask=window).cases
+        for name, kv in (("xqa_fp8", "fp8_e4m3"), ("xqa", "bf16"))
+    )
+    assert (dealt.splits[0], dealt.idle_parts[0]) == (91, 0)  # sqrt(8 x 1024) parts, 129 tiles of 64 keys
+    assert (cut.splits[0], cut.idle_parts[0]) == (6, 85)
+    short = decode(H100, load_family("xqa_fp8"), 4, 131072, 8, 128, "fp8_e4m3", mask=Mask((Window(128),))).cases
+    assert (short.splits[0], short.idle_parts[0]) == (2, 89)
+
+
 def test_keys_of_192_elements_are_computed_as_256_and_read_as_192() -> None:
     family = replace(load_family("xqa"), fits=())
     narrow, wide = (decode(H100, family, 64, 4096, 8, d).kernels[0] for d in (192, 256))
