@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Self
 
 from einsight.einsum import library
-from einsight.einsum.compose import compose
+from einsight.einsum.compose import OUTER_RANKS, compose, own_ranks
 from einsight.einsum.ir import Cascade
 from einsight.einsum.sizes import required_sizes
 from einsight.sim.additions import Addition, WorkloadError, additions_from, check_parameters
@@ -142,10 +142,12 @@ class Workload:
     def rank_sizes(self) -> dict[str, int]:
         """Sizes of the composed cascade's ranks by upper-case name, fragments' ranks included; tile ranks as given."""
         own = {name.upper(): size for name, size in self.sizes.items() if name != "h"}
-        for added, fragment in zip(self.bias, self.fragments, strict=True):
-            ranks = {r.name for r in fragment.ranks}
-            own |= {name.upper(): int(v) for name, v in added.parameters if name.upper() in ranks}
-        return own
+        if not self.bias:
+            return own
+        brought = self.composed(masked=False).ranks[len(OUTER_RANKS) + len(self.base.ranks) :]  # two may both have an R
+        named = [(added, name) for added, f in zip(self.bias, self.fragments, strict=True) for name in own_ranks(f)]
+        return own | {rank.name: int(dict(added.parameters)[name.lower()])
+                      for rank, (added, name) in zip(brought, named, strict=True)}  # fmt: skip
 
     @property
     def composed_sizes(self) -> dict[str, int]:
@@ -170,7 +172,7 @@ class Workload:
         """Compares parameters, element types and sizes with what the cascade and the fragments declare."""
         base, fragments = self.base, self.fragments
         for k, (added, fragment) in enumerate(zip(self.bias, fragments, strict=True)):
-            check_parameters(f"bias[{k}]" if len(self.bias) > 1 else "bias", added, fragment, base)
+            check_parameters(f"bias[{k}]" if len(self.bias) > 1 else "bias", added, fragment)
         inputs = [t.name for part in (base, *fragments) for t in part.inputs]
         for tensor in self.dtypes:
             if tensor not in (*inputs, *(t.name for t in base.outputs)):

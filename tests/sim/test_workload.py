@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from einsight.einsum import library
 from einsight.einsum.compose import IllegalComposition
+from einsight.einsum.counts import count
 from einsight.einsum.evaluate import evaluate
 from einsight.einsum.resolve import bind
 from einsight.sim.additions import WorkloadError
 from einsight.sim.mask import MaskError
 from einsight.sim.mask_pairs import members
+from einsight.sim.predict import predict
 from einsight.sim.strict_yaml import SpecError
 from einsight.sim.workload import Workload
 from einsight.sim.workload_file import OPTIONAL_KEYS, REQUIRED_KEYS, load_workloads
@@ -289,3 +291,16 @@ def test_a_cascade_without_keys_is_no_workload(tmp_path):
     path.write_text("cascade project\nrank M, E, F\nin Q[m,e]\nin W[e,f] over none\nout P[m,f]\nP[m,f] = Q[m,e] * W[e,f]\n")
     with pytest.raises(WorkloadError, match="cascade project, which has no rank N; expected a cascade over keys"):
         Workload("project", str(path), {"h": 4, "m": 8, "n": 8, "e": 16}).composed()
+
+
+@pytest.mark.parametrize("cascade,own", [("one_pass", {}), ("backward_low_rank", {"r": 5})])
+def test_fragments_with_ranks_of_one_name_have_sizes_of_their_own(cascade, own):
+    """Two biases of rank 3 and 4, on a cascade that may have a rank R itself."""
+    bias = [{"kind": "low_rank", "r": 3}, {"kind": "low_rank", "r": 4}]
+    made = Workload.attention(heads=2, seq_q=6, head_dim=8, bias=bias)
+    w = replace(made, cascade=cascade, sizes={**made.sizes, **own})
+    sizes = {**w.rank_sizes, "N0": 6, "N1": 1}
+    products = {c.einsum: c.formula.evaluate(sizes) for c in count(w.composed()) if c.matmul}
+    applied = sorted(n for name, n in products.items() if name == "B" or name.endswith("_B"))
+    assert applied == [2 * 6 * 6 * r for r in (3, 4, *own.values())]
+    assert predict(w, "h100-sxm").time_s > 0
