@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -81,7 +82,15 @@ def run(
     models = [_resized(MODELS[m], head_dim, heads) for m in _chosen("--model", model, MODELS)]
     switches = ARTIFACT if artifact else frozenset()
     folder = _folder(reference)
-    _check_options(search, pareto, shapes, buffers, workload, plot, buffer_ports)
+    _check_options({
+        "--design": design not in ("all", "binding" if pareto else "all"),
+        "--seq": seq not in ("all", fusemax.SIDES_SEQUENCE if pareto else "all"),
+        "--model": model != "all", "--head-dim": head_dim is not None, "--heads": heads is not None,
+        "--array": array is not None, "--end-to-end": end_to_end, "--artifact": artifact, "--csv": as_csv, "--json": as_json,
+        "--search": search, "--pareto": pareto, "--differences": differences, "--plot": plot is not None,
+        "--shapes": shapes != SHAPES, "--buffers": buffers != BUFFERS, "--workload": workload is not None,
+        "--buffer-ports": buffer_ports,
+    })  # fmt: skip
     if pareto:
         return _pareto(models, switches, folder, as_csv, as_json, plot)
     if search:
@@ -122,18 +131,33 @@ def _folder(reference: Path | None) -> Path:
     return reference
 
 
-def _check_options(
-    search: bool, pareto: bool, shapes: str, buffers: str, workload: Path | None, plot: Path | None, ports: bool
-) -> None:
-    """Refuses what would be ignored without --search (or, for a picture, --pareto)."""
-    used = {
-        "--shapes": shapes != SHAPES, "--buffers": buffers != BUFFERS, "--workload": workload is not None,
-        "--buffer-ports": ports,
-    }  # fmt: skip
-    for option in (name for name, given in used.items() if given and not search):
-        raise CommandError(option, f"{option} alone", "--search beside it")
-    if plot is not None and not (search or pareto):
-        raise CommandError("--plot", str(plot), "--search or --pareto beside it: they are drawn")
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "--search": ("--end-to-end", "--artifact", "--csv"),
+    "--pareto": ("--end-to-end", "--array", "--design", "--seq"),
+    "--differences": ("--array", "--csv", "--design"),
+}
+"""Tables other than the rows, and what does not change them."""
+
+ONE_TABLE_ONLY = {
+    "--shapes": ("--search",), "--buffers": ("--search",), "--workload": ("--search",), "--buffer-ports": ("--search",),
+    "--plot": ("--search", "--pareto"),
+}  # fmt: skip
+
+PAIRS = (("--csv", "--json"), *(("--workload", option) for option in ("--model", "--seq", "--head-dim", "--heads")))
+"""Two that name the same thing."""
+
+
+def _check_options(given: Mapping[str, bool]) -> None:
+    """Refuses what would be ignored."""
+    used = [option for option, is_given in given.items() if is_given]
+    tables = [option for option in TABLES if option in used]
+    clashes = [*((t, o) for t in tables for o in TABLES[t]), *PAIRS, *combinations(tables, 2)]
+    for first, second in clashes:
+        if first in used and second in used:
+            raise CommandError(second, f"{second} beside {first}", "one of them")
+    for option, needs in ONE_TABLE_ONLY.items():
+        if option in used and not set(needs) & set(tables):
+            raise CommandError(option, f"{option} alone", f"{' or '.join(needs)} beside it")
 
 
 def _chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
