@@ -14,6 +14,7 @@ from pathlib import Path
 
 from einsight.sim import strict_yaml
 from einsight.sim.array_hardware import Array
+from einsight.sim.file_state import State, state
 from einsight.sim.hardware import OPERATOR_CLASSES
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
 
@@ -143,9 +144,13 @@ def _folder() -> Path:
     return Path(str(files("einsight.sim"))) / "designs"
 
 
-@lru_cache(maxsize=64)
 def load_design(name: str) -> Design:
-    """The shipped design of that name, or the one in a file. Raises SpecError with file, line and place."""
+    """The shipped design of that name, or the one in a file, kept until it changes. Raises SpecError with the place."""
+    return _load(name, state(name))
+
+
+@lru_cache(maxsize=64)
+def _load(name: str, edited: State) -> Design:
     path = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
     if path.parent == _folder() and name not in names():
         known = f"one of the array designs {', '.join(names())}"

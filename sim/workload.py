@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,6 +19,7 @@ from einsight.einsum.compose import OUTER_RANKS, compose, own_ranks
 from einsight.einsum.ir import Cascade
 from einsight.einsum.sizes import required_sizes
 from einsight.sim.additions import Addition, WorkloadError, additions_from, check_parameters
+from einsight.sim.file_state import State, state
 from einsight.sim.hardware import DTYPES
 from einsight.sim.mask import DENSE, MAX_SIZE, Mask, mask_from
 from einsight.sim.mask_predicate import predicate
@@ -164,9 +164,9 @@ class Workload:
         carry what the workload adds, `CascadeError` where a cascade file has faults.
         """
         self.check()
-        stamp = tuple(_stamp(path) for path in (self.cascade, *(added.kind for added in self.bias)))
+        states = tuple(state(path) for path in (self.cascade, *(added.kind for added in self.bias)))
         mask = self.canonical_mask if masked else DENSE
-        return _composed(self.cascade, tuple(added.kind for added in self.bias), mask, stamp)
+        return _composed(self.cascade, tuple(added.kind for added in self.bias), mask, states)
 
     def check(self) -> None:
         """Compares parameters, element types and sizes with what the cascade and the fragments declare."""
@@ -255,16 +255,7 @@ def _dtype(place: str, text: str) -> str:
     return found
 
 
-def _stamp(name_or_path: str) -> tuple[int, int] | None:
-    """When a cascade file of the user's own was last changed, so that an edit is seen; None for the library's."""
-    try:
-        status = os.stat(name_or_path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
 @lru_cache(maxsize=256)
-def _composed(cascade: str, kinds: tuple[str, ...], mask: Mask, stamp: tuple[tuple[int, int] | None, ...]) -> Cascade:
+def _composed(cascade: str, kinds: tuple[str, ...], mask: Mask, states: tuple[State, ...]) -> Cascade:
     fragments = [library.fragment(kind) for kind in kinds]
     return compose(library.load(cascade), fragments, predicate(mask), outer=True)
