@@ -52,6 +52,7 @@ Reference = Annotated[Path | None, typer.Option("--reference", metavar="DIR", he
 
 
 def run(
+    context: typer.Context,
     design: Designs = "all",
     model: Models = "all",
     seq: Lengths = "all",
@@ -82,15 +83,7 @@ def run(
     models = [_resized(MODELS[m], head_dim, heads) for m in _chosen("--model", model, MODELS)]
     switches = ARTIFACT if artifact else frozenset()
     folder = _folder(reference)
-    _check_options({
-        "--design": design not in ("all", "binding" if pareto else "all"),
-        "--seq": seq not in ("all", fusemax.SIDES_SEQUENCE if pareto else "all"),
-        "--model": model != "all", "--head-dim": head_dim is not None, "--heads": heads is not None,
-        "--array": array is not None, "--end-to-end": end_to_end, "--artifact": artifact, "--csv": as_csv, "--json": as_json,
-        "--search": search, "--pareto": pareto, "--differences": differences, "--plot": plot is not None,
-        "--shapes": shapes != SHAPES, "--buffers": buffers != BUFFERS, "--workload": workload is not None,
-        "--buffer-ports": buffer_ports,
-    })  # fmt: skip
+    _check_options(_given(context))
     if pareto:
         return _pareto(models, switches, folder, as_csv, as_json, plot)
     if search:
@@ -105,8 +98,7 @@ def run(
     if as_csv:
         return _layer_csv(rows) if end_to_end else _csv(COLUMNS, map(_values, found))
     found = tuple(r.total for r in rows) if end_to_end else found
-    comparable = array is None and head_dim is None and heads is None
-    known = _known(found, folder, end_to_end) if comparable else {}
+    known = {} if array or head_dim or heads else _known(found, folder, end_to_end)
     if as_json:
         return print_json({
             "rows": [{**asdict(r), "published": known.get(r.key)} for r in found],
@@ -147,9 +139,17 @@ PAIRS = (("--csv", "--json"), *(("--workload", option) for option in ("--model",
 """Two that name the same thing."""
 
 
-def _check_options(given: Mapping[str, bool]) -> None:
+def _given(context: typer.Context) -> list[str]:
+    """The options that say something else than their defaults, as they are typed. --pareto is of one design and length:
+    to name these says nothing."""
+    of_pareto = {"design": "binding", "seq": fusemax.SIDES_SEQUENCE} if context.params["pareto"] else {}
+    nothing = (None, False, "all", SHAPES, BUFFERS)
+    found = (n for n, value in context.params.items() if value not in nothing and value != of_pareto.get(n))
+    return [f"--{name.removeprefix('as_').replace('_', '-')}" for name in found]
+
+
+def _check_options(used: Sequence[str]) -> None:
     """Refuses what would be ignored."""
-    used = [option for option, is_given in given.items() if is_given]
     tables = [option for option in TABLES if option in used]
     clashes = [*((t, o) for t in tables for o in TABLES[t]), *PAIRS, *combinations(tables, 2)]
     for first, second in clashes:

@@ -12,7 +12,7 @@ import pytest
 from einsight.sim import array_design
 from einsight.sim.array import run
 from einsight.sim.array_design import load_design
-from einsight.sim.array_hardware import Array, load_technology
+from einsight.sim.array_hardware import Array, load_array, load_technology
 from einsight.sim.array_linear import Product, encoder_layer, run_linear
 from einsight.sim.array_search import resized
 from einsight.sim.hardware import KINDS, PROFILES, Quantity, load_hardware
@@ -65,7 +65,9 @@ BAD = [
     ('dram_rate: {value: "400 GB/s"', 'dram_rate: {value: "400 GB"', ("dram_rate.value", "is `/s` missing?")),
     ('buffer: {value: "16 MiB"', 'buffer: {value: "16 MB"', ("buffer.value", "KiB or MiB")),
     ('clock: {value: "940 MHz"', "clock: {value: 940", ("clock.value", "text with a unit")),
-    ("rows: {value: 256", "rows: {value: 2.5", ("array_2d.rows.value", "")),
+    ("rows: {value: 256", "rows: {value: 2.5", ("array_2d.rows.value", "found 2.5; expected a whole number")),
+    ("rows: {value: 256", "rows: {value: true", ("found true; expected a whole number",)),
+    ("dtypes: [fp16, bf16]", "dtypes: []", ("dtypes: found a list of 0; expected what the array computes in",)),
     ("{macc: 1, max: 1", "{macc: 0, max: 1", ("array_2d.functions.macc", "above zero")),
     ("{macc: 1, max: 1", "{macc: 1, rsqrt: 1, max: 1", ("rsqrt, which has none", "give {cycles, energy, area")),
     ("exp: {macc: 6}", "exp: {div: 6}", ("array_2d.functions.exp", "one of: macc")),
@@ -81,6 +83,11 @@ def test_a_bad_profile_is_refused_with_the_place(tmp_path: Path, old: str, new: 
     with pytest.raises(SpecError) as refused:
         load_hardware(changed(tmp_path, old, new))
     assert all(part in str(refused.value) for part in ("fusemax.yaml:", *says)), refused.value
+
+
+def test_the_smallest_buffer_of_the_papers_arrays_is_a_buffer(tmp_path: Path) -> None:
+    found = load_array(changed(tmp_path, 'buffer: {value: "16 MiB"', 'buffer: {value: "16 KiB"'))
+    assert found.buffer_bytes.value == 16 * 1024
 
 
 def test_areas_by_hand() -> None:
