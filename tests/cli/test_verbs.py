@@ -119,6 +119,14 @@ def test_explain_traffic_is_that_of_one_head(einsight: Einsight) -> None:
     assert found["policies"]["buffer"]["bytes"] >= found["compulsory_bytes"]
 
 
+def test_explain_prints_the_block_it_used_and_one_form(einsight: Einsight) -> None:
+    size = ("--size", "m=6,n=16,e=5,f=7")
+    assert "query blocks of 6, " in einsight("explain", "stable", *size).out
+    assert "query blocks of 4, " in einsight("explain", "stable", *size, "--block", "4").out
+    both = einsight("explain", "stable", "--dot", "--json")
+    assert both.code == 2 and "found '--dot beside --json'; expected one of them" in both.err and both.out == ""
+
+
 def test_explain_reads_out_flops_and_the_traffic_a_buffer_allows(einsight: Einsight) -> None:
     found = einsight("explain", "stable", "--size", "m=512,n=1024,e=64,f=32", "--json").json
     assert found["flops"]["matmul"] == 2 * 512 * 1024 * (64 + 32)
