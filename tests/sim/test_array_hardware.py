@@ -154,6 +154,9 @@ def test_a_prediction_names_its_limit_and_carries_the_array_fields() -> None:
     assert "940 MHz (guide)" in found.bound.because
     assert found.time_low_s <= found.time_s <= found.time_high_s
     assert out["flops"]["matmul"] == 2 * 8 * 4096**2 * 128
+    rows, chunks = 8 * 4096, 4096 // 256  # a chunk has as many keys as the array has rows
+    assert out["flops"]["by_class"]["exp"] == out["flops"]["by_class"]["sub"] == rows * (4096 + chunks)
+    assert out["flops"]["by_class"]["div"] == rows * 64
 
 
 def test_a_gpu_mapping_is_refused() -> None:
