@@ -223,6 +223,8 @@ def test_what_heads_share_is_taken_by_each() -> None:
     plain, biased = (run(Workload.attention(**shape, bias=b), made, design) for b in ((), "dense_bias_shared"))  # type: ignore[arg-type]
     assert plain.dram_bytes == 2 * 3 * 512 * 64 * (8 * 2 + 2 * 2)
     assert biased.dram_bytes - plain.dram_bytes == 2 * 3 * 8 * 512**2
+    moved = [x for x in biased.moves if x.tensor == "BIAS"]
+    assert sum(x.buffer_reads for x in moved) == sum(x.buffer_writes for x in moved) == 3 * 8 * 512**2
 
 
 def test_phases_pass_everything_through_dram() -> None:
