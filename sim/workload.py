@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, Self
 
 from einsight.einsum import library
@@ -227,10 +228,11 @@ def _completed(sizes: Mapping[str, int]) -> dict[str, int]:
         if name not in sizes:
             raise WorkloadError("sizes", f"no {name}", f"{', '.join(REQUIRED_SIZES)} (b, g and f have defaults)")
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= MAX_SIZE:
             raise WorkloadError(f"sizes.{name}", repr(value), "a whole number of at least 1, up to 2^40")
         if name != name.lower():
             raise WorkloadError(f"sizes.{name}", f"size {name}", f"{name.lower()} (sizes are written in lower case)")
+    sizes = {name: int(value) for name, value in sizes.items()}  # NumPy's integers, too
     h, g = sizes["h"], sizes.get("g", sizes["h"])
     if h % g:
         raise WorkloadError("sizes.g", f"{g} KV heads for h = {h} query heads", "a divisor of h",

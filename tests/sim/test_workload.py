@@ -3,6 +3,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -305,3 +306,13 @@ def test_fragments_with_ranks_of_one_name_have_sizes_of_their_own(cascade, own):
     applied = sorted(n for name, n in products.items() if name == "B" or name.endswith("_B"))
     assert applied == [2 * 6 * 6 * r for r in (3, 4, *own.values())]
     assert predict(w, "h100-sxm").time_s > 0
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    plain = Workload.attention(heads=8, seq_q=512, head_dim=64, mask=["causal", {"window": 100}])
+    counted = Workload.attention(
+        heads=np.int32(8), seq_q=np.int64(512), head_dim=np.uint16(64), mask=["causal", {"window": np.int64(100)}]
+    )  # type: ignore[arg-type]
+    assert counted.key == plain.key and all(type(size) is int for size in counted.sizes.values())
+    with pytest.raises(WorkloadError, match=r"sizes.m: found np.float64\(512.0\)"):
+        Workload.attention(heads=8, seq_q=np.float64(512), head_dim=64)  # type: ignore[arg-type]
