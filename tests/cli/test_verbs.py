@@ -167,8 +167,11 @@ def test_cascades_print_back_what_they_are(einsight: Einsight, tmp_path: Path) -
     assert einsight("cascades", str(copy)).out == text
 
 
-def test_a_fragment_is_shown_too(einsight: Einsight) -> None:
+def test_a_fragment_is_shown_too(einsight: Einsight, tmp_path: Path) -> None:
     assert einsight("cascades", "alibi").out.startswith("fragment alibi\n")
+    own = tmp_path / "own.casc"
+    own.write_text(einsight("cascades", "alibi").out, encoding="utf-8")
+    assert einsight("cascades", str(own)).out == einsight("cascades", "alibi").out
 
 
 def test_hardware_lists_and_shows(einsight: Einsight) -> None:
