@@ -125,11 +125,22 @@ def test_an_unknown_design_gets_a_suggestion() -> None:
         predict(Workload.attention(heads=1, seq_q=512, head_dim=64), "fusemax:bindin")
 
 
-def test_a_bad_design_file_is_refused_with_the_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("rule: pipelined", "rule: pipeline", r'schedule.rule: found "pipeline".*did you mean "pipelined"'),
+        ("cascade: one_pass", "cascade: one_pas", r'cascade: found "one_pas".*did you mean "one_pass"'),
+        ("- [RM]", "- [RN]", r'schedule.epochs\[1\]\[0\]: found "RN"; expected one of: .*RM'),
+        ("- [RM]", "- [RM, LM]", r'schedule.epochs\[1\]\[1\]: found "LM"'),  # a second time
+        ("scores: chip}", "scores: chip, spilled: 1.5}", r"residencies\[0\].spilled: found 1.5; expected a share from 0 to 1"),
+    ],
+)
+def test_a_bad_design_file_is_refused_with_the_place(tmp_path: Path, old: str, new: str, says: str) -> None:
     text = (PROFILES.parent / "sim" / "designs" / "binding.yaml").read_text(encoding="utf-8")
+    assert old in text
     path = tmp_path / "mine.yaml"
-    path.write_text(text.replace("rule: pipelined", "rule: pipeline"), encoding="utf-8")
-    with pytest.raises(SpecError, match=r'mine.yaml:\d+: schedule.rule: found "pipeline".*did you mean "pipelined"'):
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(SpecError, match=rf"mine.yaml:\d+: {says}"):
         load_design(str(path))
 
 
