@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.einsum import library
 from einsight.einsum.format import format_cascade
 from einsight.einsum.ir import Cascade
+from einsight.einsum.parse import parse_file
 
 
 def run(
@@ -21,7 +23,7 @@ def run(
     Example: einsight cascades one_pass
     """
     if name is not None:
-        return _one(library.fragment(name) if name in library.fragments() else library.load(name), as_json)
+        return _one(_named(name), as_json)
     found, fragments = library.listing(), [library.fragment(name) for name in library.fragments()]
     if as_json:
         return print_json({"cascades": [_facts(c) for c in found], "fragments": [_facts(c) for c in fragments]})
@@ -30,6 +32,13 @@ def run(
     print_table("Cascades", columns, rows, wrap=columns[1:4:2])
     extra = [(c.name, _extends(c), c.paper) for c in fragments]
     print_table("\nFragments: biases and softcaps, spliced into a cascade", ("name", "extends", "paper"), extra)
+
+
+def _named(name: str) -> Cascade:
+    """Of the library or a file, cascade or fragment. Raises CascadeError."""
+    if name in library.fragments():
+        return library.fragment(name)
+    return parse_file(Path(name)) if name.endswith(".casc") else library.load(name)
 
 
 def _one(cascade: Cascade, as_json: bool) -> None:

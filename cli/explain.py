@@ -54,6 +54,8 @@ def run(
 
     Example: einsight explain one_pass --size m=6,n=16,e=5,f=7,n0=4
     """
+    if as_dot and as_json:
+        raise parsing.CommandError("--dot", "--dot beside --json", "one of them")
     found, rows = _cascades(what, parsing.sizes(size or ())), parsing.whole(block, "--block")
     for cascade, _ in found:
         if rank is not None and rank not in known_ranks(cascade):
@@ -238,8 +240,9 @@ def _text(cascade: Cascade, sizes: Mapping[str, int] | None, rank: str, block: i
     lines += ["", f"Operations per Einsum and class{at}", *count(cascade).table(sizes).splitlines()]
     if sizes and (error := largest_error(cascade, sizes)) is not None:
         lines += ["", f"Largest error against the definition of {cascade.computes}: {error:.1g} (fp64, normal inputs)"]
-    if (traffic := _footprint(cascade, sizes, block)) is not None:
-        title = f"Traffic to memory of one head, query blocks of {block}, {ELEMENT_BYTES} bytes an element, dense"
+    if sizes is not None and (traffic := _footprint(cascade, sizes, block)) is not None:
+        rows = min(block, sizes[QUERY])
+        title = f"Traffic to memory of one head, query blocks of {rows}, {ELEMENT_BYTES} bytes an element, dense"
         lines += ["", title, *str(traffic).splitlines()]
     if (folded := concatenation(cascade)) is not None:
         lines += _folded_text(folded, sizes)

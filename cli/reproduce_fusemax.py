@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,7 @@ Reference = Annotated[Path | None, typer.Option("--reference", metavar="DIR", he
 
 
 def run(
+    context: typer.Context,
     design: Designs = "all",
     model: Models = "all",
     seq: Lengths = "all",
@@ -81,7 +83,7 @@ def run(
     models = [_resized(MODELS[m], head_dim, heads) for m in _chosen("--model", model, MODELS)]
     switches = ARTIFACT if artifact else frozenset()
     folder = _folder(reference)
-    _check_options(search, pareto, shapes, buffers, workload, plot, buffer_ports)
+    _check_options(_given(context))
     if pareto:
         return _pareto(models, switches, folder, as_csv, as_json, plot)
     if search:
@@ -96,8 +98,7 @@ def run(
     if as_csv:
         return _layer_csv(rows) if end_to_end else _csv(COLUMNS, map(_values, found))
     found = tuple(r.total for r in rows) if end_to_end else found
-    comparable = array is None and head_dim is None and heads is None
-    known = _known(found, folder, end_to_end) if comparable else {}
+    known = {} if array or head_dim or heads else _known(found, folder, end_to_end)
     if as_json:
         return print_json({
             "rows": [{**asdict(r), "published": known.get(r.key)} for r in found],
@@ -122,18 +123,41 @@ def _folder(reference: Path | None) -> Path:
     return reference
 
 
-def _check_options(
-    search: bool, pareto: bool, shapes: str, buffers: str, workload: Path | None, plot: Path | None, ports: bool
-) -> None:
-    """Refuses what would be ignored without --search (or, for a picture, --pareto)."""
-    used = {
-        "--shapes": shapes != SHAPES, "--buffers": buffers != BUFFERS, "--workload": workload is not None,
-        "--buffer-ports": ports,
-    }  # fmt: skip
-    for option in (name for name, given in used.items() if given and not search):
-        raise CommandError(option, f"{option} alone", "--search beside it")
-    if plot is not None and not (search or pareto):
-        raise CommandError("--plot", str(plot), "--search or --pareto beside it: they are drawn")
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "--search": ("--end-to-end", "--artifact", "--csv"),
+    "--pareto": ("--end-to-end", "--array", "--design", "--seq"),
+    "--differences": ("--array", "--csv", "--design"),
+}
+"""Tables other than the rows, and what does not change them."""
+
+ONE_TABLE_ONLY = {
+    "--shapes": ("--search",), "--buffers": ("--search",), "--workload": ("--search",), "--buffer-ports": ("--search",),
+    "--plot": ("--search", "--pareto"),
+}  # fmt: skip
+
+PAIRS = (("--csv", "--json"), *(("--workload", option) for option in ("--model", "--seq", "--head-dim", "--heads")))
+"""Two that name the same thing."""
+
+
+def _given(context: typer.Context) -> list[str]:
+    """The options that say something else than their defaults, as they are typed. --pareto is of one design and length:
+    to name these says nothing."""
+    of_pareto = {"design": "binding", "seq": fusemax.SIDES_SEQUENCE} if context.params["pareto"] else {}
+    nothing = (None, False, "all", SHAPES, BUFFERS)
+    found = (n for n, value in context.params.items() if value not in nothing and value != of_pareto.get(n))
+    return [f"--{name.removeprefix('as_').replace('_', '-')}" for name in found]
+
+
+def _check_options(used: Sequence[str]) -> None:
+    """Refuses what would be ignored."""
+    tables = [option for option in TABLES if option in used]
+    clashes = [*((t, o) for t in tables for o in TABLES[t]), *PAIRS, *combinations(tables, 2)]
+    for first, second in clashes:
+        if first in used and second in used:
+            raise CommandError(second, f"{second} beside {first}", "one of them")
+    for option, needs in ONE_TABLE_ONLY.items():
+        if option in used and not set(needs) & set(tables):
+            raise CommandError(option, f"{option} alone", f"{' or '.join(needs)} beside it")
 
 
 def _chosen(option: str, text: str, known: Iterable[str]) -> list[str]:

@@ -24,7 +24,10 @@ SHOWN_POINTS = 12
 
 Axis = Annotated[
     str | None,
-    typer.Option("--sweep", metavar="n=1k:128k", help="Walk a size, n=FROM:TO[:POINTS][:log|linear] or n=1k,4k."),
+    typer.Option(
+        "--sweep", metavar="n=1k:128k",
+        help="Walk a size, n=FROM:TO[:POINTS][:log|linear] or n=1k,4k; m goes with n, and f with e, where they are equal.",
+    ),
 ]
 Within = Annotated[str | None, typer.Option(metavar="TIME", help="With --sweep: the most under this time.")]
 Kernel = Annotated[str | None, typer.Option(metavar="NAME", help="One of our kernels, with --config.")]

@@ -29,14 +29,15 @@ from einsight.einsum.expression import (
 )
 from einsight.einsum.ir import Cascade, Einsum, Iterate, Mark, Rank, Statement, rewrite_statement
 from einsight.einsum.resolve import resolve
-from einsight.einsum.splice import ROLES, IllegalComposition, host_mark, splice, tensor_names
+from einsight.einsum.splice import ROLES, IllegalComposition, host_mark, own_ranks, splice, tensor_names
 
-__all__ = ["OUTER_RANKS", "IllegalComposition", "compose", "position_names"]
+__all__ = ["OUTER_RANKS", "IllegalComposition", "compose", "own_ranks", "position_names"]
 
 OUTER_RANKS = ("B", "G", "J")
 """Batch, head of K and V, query head within its group: MHA has J = 1, MQA has G = 1."""
 
 QUERY_RANK = "M"
+
 
 def compose(
     base: Cascade,

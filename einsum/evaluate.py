@@ -117,7 +117,7 @@ def _checked(
         raise EvaluationError(f"cascade {cascade.name} has no input {', '.join(unknown)}; it reads {_list(names)}")
     arrays = {}
     for tensor in cascade.inputs:
-        array = np.asarray(inputs[tensor.name], dtype=np.float64)
+        array = _real(cascade, tensor.name, inputs[tensor.name])
         expected = tuple(sizes[r] for r in tensor.ranks)
         if array.shape != expected:
             ranks = ", ".join(f"{r}={sizes[r]}" for r in tensor.ranks) or "rank 0"
@@ -126,6 +126,15 @@ def _checked(
             )
         arrays[tensor.name] = array
     return arrays
+
+
+def _real(cascade: Cascade, name: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        if not np.iscomplexobj(found := np.asarray(values)):
+            return found.astype(np.float64, copy=False)
+    except (TypeError, ValueError):  # text, or rows of several lengths
+        pass
+    raise EvaluationError(f"cascade {cascade.name}: input {name} is no array of real numbers")
 
 
 def _list(names: Sequence[str]) -> str:

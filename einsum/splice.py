@@ -85,17 +85,23 @@ def splice(host: Cascade, fragment: Cascade, mark: Access) -> tuple[Cascade, tup
     return composed, tuple(e.name for e in body)
 
 
+def own_ranks(fragment: Cascade) -> tuple[str, ...]:
+    """Ranks that a fragment brings, all but those of the marks it hangs on. A composition has them behind the host's,
+    fragment by fragment and under another name where the host has that one already."""
+    assert fragment.extends is not None
+    common = {v.upper() for mark in (fragment.extends, *fragment.reads) for v in variables(mark.access)}
+    return tuple(r.name for r in fragment.ranks if r.name not in common)
+
+
 def _with_names_of_its_own(fragment: Cascade, host: Cascade) -> Cascade:
     """Tensors, lets and ranks of the fragment that the host also has get the fragment's name in front.
 
     The ranks of the marks are the host's own: they are what the fragment hangs on.
     """
-    assert fragment.extends is not None
     prefix = fragment.name.upper()
-    common = {v.upper() for mark in (fragment.extends, *fragment.reads) for v in variables(mark.access)}
     tensors = _fresh(prefix, sorted(tensor_names(fragment)), tensor_names(host))
     sizes = {r.name for r in host.ranks} | {let.name for let in host.lets}
-    ranks = _fresh(prefix, [r.name for r in fragment.ranks if r.name not in common], sizes)
+    ranks = _fresh(prefix, own_ranks(fragment), sizes)
     symbols = ranks | _fresh(prefix, [let.name for let in fragment.lets], sizes)
     symbols |= {old.lower(): new.lower() for old, new in ranks.items()}
 

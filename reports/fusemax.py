@@ -127,14 +127,18 @@ def attention(
 ) -> tuple[Row, ...]:  # fmt: skip
     """Rows in the order design, model, length. `array`: run every design on this profile instead of its own."""
     return tuple(
-        _attention(d, m, s, replicate, array) for d in designs for m in models for s in sequences
+        _attention(d, m, s, replicate, _array(d, array)) for d in designs for m in models for s in sequences
     )
 
 
+def _array(name: str, profile: str | None) -> Array:
+    """The array of a configuration, or the profile that stands in for all of them."""
+    return load_array(profile or TARGETS[name].partition(":")[0])
+
+
 @lru_cache(maxsize=8192)
-def _attention(name: str, model: Model, seq_len: str, replicate: frozenset[str], array: str | None) -> Row:
-    profile, _, design = TARGETS[name].partition(":")
-    found = _run(model, seq_len, load_array(array or profile), design, replicate)
+def _attention(name: str, model: Model, seq_len: str, replicate: frozenset[str], array: Array) -> Row:
+    found = _run(model, seq_len, array, TARGETS[name].partition(":")[2], replicate)
     return _row(name, model, seq_len, found)
 
 
@@ -160,17 +164,21 @@ def layers(
 ) -> tuple[LayerRow, ...]:  # fmt: skip
     """Whole encoder layers, in the order design, model, length."""
     return tuple(
-        LayerRow(_attention(d, m, s, replicate, array), linear(array or TARGETS[d].partition(":")[0], m, s, replicate))
+        LayerRow(_attention(d, m, s, replicate, _array(d, array)), _linear(_array(d, array), m, s, replicate))
         for d in designs for m in models for s in sequences
     )  # fmt: skip
 
 
-@lru_cache(maxsize=4096)
 def linear(profile: str, model: Model, seq_len: str, replicate: frozenset[str]) -> LinearRun:
     """The six matrix products around attention on one array."""
+    return _linear(load_array(profile), model, seq_len, replicate)
+
+
+@lru_cache(maxsize=4096)
+def _linear(array: Array, model: Model, seq_len: str, replicate: frozenset[str]) -> LinearRun:
     tokens = BATCH * length(seq_len)
     products = encoder_layer(tokens, model.width, model.heads, model.head_dim, model.feed_forward)
-    return run_linear(products, load_array(profile), replicate)
+    return run_linear(products, array, replicate)
 
 
 def pareto(

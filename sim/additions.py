@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from einsight.einsum.compose import own_ranks
 from einsight.einsum.expression import Access, Apply, walk
 from einsight.einsum.ir import Cascade
 
@@ -63,10 +64,9 @@ def _addition(place: str, item: Any) -> Addition:
     return Addition(item["kind"], tuple(sorted((k, v) for k, v in item.items() if k != "kind")))
 
 
-def check_parameters(place: str, added: Addition, fragment: Cascade, base: Cascade) -> None:
+def check_parameters(place: str, added: Addition, fragment: Cascade) -> None:
     """Raises WorkloadError: own ranks must be given, scalars that no head carries may be, nothing else exists."""
-    host = {r.name for r in base.ranks}
-    ranks = [r.name.lower() for r in fragment.ranks if r.name not in host]
+    ranks = [name.lower() for name in own_ranks(fragment)]
     scalars = [t.name.lower() for t in fragment.inputs if not t.ranks and t.outer == ()]
     given = dict(added.parameters)
     for name in given:

@@ -12,8 +12,10 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
+from einsight.einsum import library
 from einsight.sim import strict_yaml
 from einsight.sim.array_hardware import Array
+from einsight.sim.file_state import State, state
 from einsight.sim.hardware import OPERATOR_CLASSES
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
 
@@ -143,9 +145,13 @@ def _folder() -> Path:
     return Path(str(files("einsight.sim"))) / "designs"
 
 
-@lru_cache(maxsize=64)
 def load_design(name: str) -> Design:
-    """The shipped design of that name, or the one in a file. Raises SpecError with file, line and place."""
+    """The shipped design of that name, or the one in a file, kept until it changes. Raises SpecError with the place."""
+    return _load(name, state(name))
+
+
+@lru_cache(maxsize=64)
+def _load(name: str, edited: State) -> Design:
     path = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
     if path.parent == _folder() and name not in names():
         known = f"one of the array designs {', '.join(names())}"
@@ -161,12 +167,12 @@ def _design(root: Item) -> Design:
         name=t["name"].text(),
         title=t["title"].text(),
         source=t["source"].text(),
-        cascade=t["cascade"].text(),
+        cascade=_cascade(t["cascade"]),
         array_2d=tuple(i.choice(CLASSES) for i in t["array_2d"].items()),
         lanes=t["lanes"].choice(("query", "key")),
         skips_masked=t["skips_masked"].boolean(),
         residencies=tuple(_residency(i) for i in t["residencies"].items()),
-        schedule=_schedule(t["schedule"]),
+        schedule=_schedule(t["schedule"], _cascade(t["cascade"])),
         published=tuple(_published(i) for i in published["mappings"].items()) if published else (),
         platform=_platform(published["platform"]) if published else None,
         artifact=_artifact(t["artifact"]) if "artifact" in t else Artifact(),
@@ -195,8 +201,14 @@ def _residency(item: Item, more: tuple[str, ...] = ()) -> Residency:
         t["values"].choice(PLACES),
         t["outputs"].choice(PLACES),
         t["scores"].choice(("chip", "memory")),
-        t["spilled"].number() if "spilled" in t else None,
+        _share(t["spilled"]) if "spilled" in t else None,
     )
+
+
+def _share(item: Item) -> float:
+    if not 0 <= item.number() <= 1:
+        raise item.error("a share from 0 to 1")
+    return item.number()
 
 
 def _published(item: Item) -> Published:
@@ -209,10 +221,18 @@ def _platform(item: Item) -> Platform:
     return Platform(t["rows"].integer(1), t["columns"].integer(1), t["buffer"].quantity("byte"))
 
 
-def _schedule(item: Item) -> Schedule:
+def _cascade(item: Item) -> str:
+    return item.text() if item.text().endswith(".casc") else item.choice(library.names())
+
+
+def _schedule(item: Item, cascade: str) -> Schedule:
+    """The epochs name Einsums of the design's own cascade, each once."""
     t = item.table(("rule", "drain"), ("epochs",))
-    epochs = t["epochs"].items() if "epochs" in t else []
-    found = tuple(tuple(name.text() for name in epoch.items()) for epoch in epochs)
+    epochs = [epoch.items() for epoch in t["epochs"].items()] if "epochs" in t else []
+    left = [einsum.name for einsum in library.load(cascade).einsums] if epochs else []
+    for name in (name for epoch in epochs for name in epoch):
+        left.remove(name.choice(left))
+    found = tuple(tuple(name.text() for name in epoch) for epoch in epochs)
     return Schedule(t["rule"].choice(RULES), t["drain"].choice(("hidden", "exposed")), found)
 
 

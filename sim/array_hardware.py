@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from einsight.sim import plausible, strict_yaml
+from einsight.sim.file_state import State, state
 from einsight.sim.hardware import DTYPES, KINDS, OPERATOR_CLASSES, PHASES, PROFILES, Quantity, load_hardware, quantity
 from einsight.sim.strict_yaml import Item, SpecError
 from einsight.sim.units import COUNT
@@ -207,7 +208,7 @@ def array_from(root: Item, path: Path) -> Array:
         technology=technology,
         devices=tuple(item.text() for item in table["devices"].items()),
         family={phase: item.text() for phase, item in table["family"].table(PHASES).items()},
-        dtypes=tuple(item.choice(DTYPES) for item in table["dtypes"].items()),
+        dtypes=_dtypes(table["dtypes"]),
         array_2d=_grid("2-D array", table["array_2d"], ("rows", "columns"), technology),
         array_1d=_grid("1-D array", table["array_1d"], ("lanes",), technology),
         clock_hz=quantity(table["clock"], "Hz"),
@@ -217,6 +218,13 @@ def array_from(root: Item, path: Path) -> Array:
         buffer_ports=quantity(table["buffer_ports"], COUNT),
         limit_buffer=table["limit_buffer"].boolean() if "limit_buffer" in table else False,
     )
+
+
+def _dtypes(item: Item) -> tuple[str, ...]:
+    found = tuple(entry.choice(DTYPES) for entry in item.items())
+    if not found:
+        raise item.error(f"what the array computes in, one or more of: {', '.join(DTYPES)}")
+    return found
 
 
 def _grid(name: str, item: Item, sides: tuple[str, ...], technology: Technology) -> Grid:
@@ -307,11 +315,14 @@ def _point(item: Item, values: Mapping[str, str], row: float | None = None) -> B
     return BufferPoint(table["capacity"].quantity("byte"), row or table["row"].quantity("byte"), found)
 
 
-_load_technology = cache(load_technology)
+@cache
+def _load_technology(path: Path, edited: State) -> Technology:
+    return load_technology(path)
 
 
 def _technology_of(item: Item, profile: Path) -> Technology:
     """The named technology: a file beside a profile of the user's own, or a shipped one."""
     folders = (profile.parent / "technologies", PROFILES / "technologies")
     name = item.choice(sorted({path.stem for folder in folders for path in folder.glob("*.yaml")}))
-    return _load_technology(next(f / f"{name}.yaml" for f in folders if (f / f"{name}.yaml").is_file()))
+    file = next(f / f"{name}.yaml" for f in folders if (f / f"{name}.yaml").is_file())
+    return _load_technology(file, state(file))

@@ -120,16 +120,15 @@ def _operations(found: Run) -> tuple[float, dict[str, float]]:
 
 def _speedups(workload: Workload, array: Array, time: float) -> dict[str, float]:
     dense = replace(workload, mask=DENSE, bias=(), family=None)
-    times = {name: _baseline(dense, array, design or array.family[workload.phase]) for name, design in BASELINES}
+    times = {n: _baseline(dense, array, load_design(design or array.family[workload.phase])) for n, design in BASELINES}
     return {name: found / time for name, found in times.items() if found is not None}
 
 
 @lru_cache(maxsize=4096)
-def _baseline(workload: Workload, array: Array, design: str) -> float | None:
+def _baseline(workload: Workload, array: Array, design: Design) -> float | None:
     """None where the array cannot run the baseline."""
     try:
-        made = load_design(design)
-        return run(replace(workload, cascade=made.cascade), array, made).time_s
+        return run(replace(workload, cascade=design.cascade), array, design).time_s
     except IllegalArray:
         return None
 

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from einsight.sim import strict_yaml
+from einsight.sim.file_state import State, state
 from einsight.sim.framework import ADDED, added, additions
 from einsight.sim.hardware import (
     DTYPE_BYTES,
@@ -322,9 +323,13 @@ def family_file(name: str) -> Path:
     return Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
 
 
-@lru_cache(maxsize=64)
 def load_family(name: str) -> Family:
-    """The shipped family of that name, or the one in a file. Raises SpecError with file, line and place."""
+    """The shipped family of that name, or the one in a file, kept until it changes. Raises SpecError with the place."""
+    return _load(name, state(name))
+
+
+@lru_cache(maxsize=64)
+def _load(name: str, edited: State) -> Family:
     path = family_file(name)
     if path.parent == _folder() and name not in names():
         known = f"one of the families of GPUs {', '.join(names())}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from einsight.einsum.expression import OPERATORS
 from einsight.sim import plausible, strict_yaml
+from einsight.sim.file_state import State, state
 from einsight.sim.strict_yaml import Item, SpecError
 from einsight.sim.units import COUNT
 
@@ -147,18 +148,19 @@ def names() -> tuple[str, ...]:
 
 
 def load_hardware(name_or_path: str | Path) -> Gpu | Array:
-    """The hardware of a shipped profile ("h200-sxm") or of a profile file ("./my-gpu.yaml"); cached by file.
+    """The hardware of a shipped profile ("h200-sxm") or of a profile file ("./my-gpu.yaml"). Kept until the file changes.
 
     Raises `SpecError` for an unknown name, an unreadable file or a profile that says something else than it should.
     """
     path = Path(name_or_path)
     if path.suffix != ".yaml":
         if name_or_path in names():
-            return _load(PROFILES / f"{name_or_path}.yaml")
+            return _load(PROFILES / f"{name_or_path}.yaml", ())
         hint = strict_yaml.did_you_mean(str(name_or_path), names())
         known = f"a .yaml file or one of: {', '.join(names())}"
         raise SpecError("hardware", 0, "", f'"{name_or_path}"', known, hint)
-    return _load(path.resolve())
+    beside = (f for folder in ("architectures", "technologies") for f in sorted((path.parent / folder).glob("*.yaml")))
+    return _load(path.resolve(), (state(path), *map(state, beside)))
 
 
 def load_gpu(name_or_path: str | Path) -> Gpu:
@@ -209,7 +211,7 @@ PEAK_ALLOWED = 0.04
 
 
 @cache
-def _load(path: Path) -> Gpu | Array:
+def _load(path: Path, edited: tuple[State, ...]) -> Gpu | Array:
     root = strict_yaml.load(path)
     kind = root.entries().get("kind")
     if kind is None:
@@ -268,10 +270,13 @@ def _architecture(item: Item, profile: Path) -> Architecture:
     folders = (profile.parent / "architectures", PROFILES / "architectures")
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     name = item.choice(known)
-    return _load_architecture(next(f / f"{name}.yaml" for f in folders if (f / f"{name}.yaml").is_file()))
+    file = next(f / f"{name}.yaml" for f in folders if (f / f"{name}.yaml").is_file())
+    return _load_architecture(file, state(file))
 
 
-_load_architecture = cache(load_architecture)
+@cache
+def _load_architecture(path: Path, edited: State) -> Architecture:
+    return load_architecture(path)
 
 
 def _cost(item: Item) -> dict[str, float]:

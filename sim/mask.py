@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
+from numbers import Integral
 from typing import Any, ClassVar
 
 MAX_SIZE = 1 << 40
@@ -385,9 +386,9 @@ def _per_dimension(name: str, value: Any, rank: int | None, flags: bool = False)
 
 
 def _integer(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise MaskError(f"{name} is {value!r}", "an integer")
-    return value
+    return int(value)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -127,7 +127,7 @@ def model_from(data: Mapping[str, Any], file: str = "<config>", name: str = "mod
     else:
         head_dim = value_dim = _head_dim(keys, heads)
     softcap = keys.get("attn_logit_softcapping")
-    if softcap is not None and (isinstance(softcap, bool) or not isinstance(softcap, int | float) or softcap <= 0):
+    if softcap is not None and (isinstance(softcap, bool) or not isinstance(softcap, int | float) or not 0 < softcap <= 1e30):
         raise keys.error("attn_logit_softcapping", repr(softcap), "a positive number or null")
     dtype = keys.get("torch_dtype") or keys.get("dtype")
     return ModelConfig(

@@ -39,7 +39,8 @@ RANGES = (
     Range(("tdp",), "W", "1 W", "12 kW", PHYSICS),  # 1 W: a phone; 12 kW: ten times what one package is cooled for today
     Range(("memory",), "byte", "2.4 GB", "2700 GB", SHIPPED),
     Range(("memory_rate", "dram_rate"), "byte/s", "5 GB/s", "80 TB/s", SHIPPED),
-    Range(("l2", "buffer"), "byte", "51.2 KiB", "2560 MiB", SHIPPED),
+    Range(("l2",), "byte", "51.2 KiB", "2560 MiB", PHYSICS),  # embedded GPUs have 128 KiB
+    Range(("buffer",), "byte", "1 KiB", "2560 MiB", PHYSICS),  # FuseMax sizes arrays down to 16 KiB
     Range(("tensor",), "flop/cycle", "25.6 FLOP/cycle", "163840 FLOP/cycle", SHIPPED),
     Range(("tensor_energy",), "J/flop", "0.0015 pJ/FLOP", "3 pJ/FLOP", SHIPPED),
     Range(("l2_energy",), "J/byte", "1 pJ/B", "100 pJ/B", SHIPPED),

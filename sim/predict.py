@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping as MappingType
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -17,6 +16,7 @@ from einsight.einsum.expression import Expression
 from einsight.einsum.ir import Cascade
 from einsight.sim.estimate import Estimate, estimate, mapping_of
 from einsight.sim.family import Family, load_family, usable
+from einsight.sim.file_state import State, state
 from einsight.sim.hardware import Gpu, load_gpu, load_hardware
 from einsight.sim.interval import ends
 from einsight.sim.mapping import Mapping
@@ -81,20 +81,20 @@ def plan_of(workload: Workload, family: Family) -> Plan:
     """The kernels of the workload's cascade under the family's fusion; masks are left to the tiles."""
     workload.check()
     files = (workload.cascade, *(added.kind for added in workload.bias))
-    states = tuple(_state(name) for name in files)
+    states = tuple(state(name) for name in files)
     _accepts(files, states, workload.canonical_mask)
     return _plan_of(files, states, family.fuses, tuple(workload.dtypes.items()), workload.dtype)
 
 
 @lru_cache(maxsize=512)
 def _plan_of(
-    files: tuple[str, ...], states: tuple[int, ...], fused: bool, dtypes: tuple[tuple[str, str], ...], default: str
+    files: tuple[str, ...], states: tuple[State, ...], fused: bool, dtypes: tuple[tuple[str, str], ...], default: str
 ) -> Plan:
     return plan(_composed(files, None), fused, dict(dtypes), default)
 
 
 @lru_cache(maxsize=2048)
-def _accepts(files: tuple[str, ...], states: tuple[int, ...], mask: Mask) -> None:
+def _accepts(files: tuple[str, ...], states: tuple[State, ...], mask: Mask) -> None:
     """Raises IllegalComposition when the cascade cannot carry the mask; the tiles alone would not notice."""
     _composed(files, predicate(mask))
 
@@ -102,14 +102,6 @@ def _accepts(files: tuple[str, ...], states: tuple[int, ...], mask: Mask) -> Non
 def _composed(files: tuple[str, ...], where: Expression | None) -> Cascade:
     base, *fragments = files
     return compose(library.load(base), [library.fragment(name) for name in fragments], where)
-
-
-def _state(name_or_path: str) -> int:
-    """When a cascade file of the user's own was last changed, so that an edit is seen; 0 for the library's."""
-    try:
-        return os.stat(name_or_path).st_mtime_ns
-    except OSError:
-        return 0
 
 
 def estimate_of(
@@ -232,12 +224,12 @@ def speedups(workload: Workload, gpu: Gpu, profile: str, time: float) -> dict[st
         ("over_dense_unfused", UNFUSED_BASELINE, UNFUSED_FAMILY),
         ("over_dense_fused", FUSED_BASELINE, gpu.family[workload.phase]),
     ):
-        out[name] = _baseline(replace(dense, cascade=cascade), profile, family) / time
+        out[name] = _baseline(replace(dense, cascade=cascade), profile, state(profile), family) / time
     return out
 
 
 @lru_cache(maxsize=4096)
-def _baseline(workload: Workload, target: str, family: str) -> float:
+def _baseline(workload: Workload, target: str, edited: State, family: str) -> float:
     gpu = load_gpu(target)
     fam, made, _ = family_on(workload, gpu, family)
     return float(estimate_of(workload, gpu, fam, None, made).time_s[0])

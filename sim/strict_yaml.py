@@ -119,9 +119,9 @@ class Item:
 
     def quantity(self, unit: str) -> float:
         """Text with a unit as a number in `unit` (see `units.parse`); a count may be a bare whole number."""
+        if unit == units.COUNT and not isinstance(self.value, str):
+            return float(self.integer())
         if isinstance(self.value, int | float) and not isinstance(self.value, bool):
-            if unit == units.COUNT and isinstance(self.value, int):
-                return float(self.value)
             raise self.error(f"text with a unit, {units.example(unit)}", found=f"the bare number {self.value}")
         try:
             return units.parse(self.text(), unit)

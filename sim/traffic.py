@@ -104,7 +104,9 @@ def fetches(tensor: Tensor, sweeps: float, grid: Grid, key: str, cache: Cache) -
         if rank not in tensor.ranks:
             last = level == len(grid.extents) - 1
             readers = np.minimum(extent, grid.overlap) if last and key in tensor.ranks else extent
-            apart = readers / np.clip(grid.slots / span, 1.0, np.maximum(readers, 1.0))
+            with np.errstate(divide="ignore"):  # a span of 0: a mask without any pair, of which all run at once
+                together = grid.slots / span
+            apart = readers / np.clip(together, 1.0, np.maximum(readers, 1.0))
             times = times + np.maximum(apart - 1.0, 0.0) * (times - 1.0 + cache.miss(passing_bytes(tensor, level, grid, key)))
         span = span * extent
     return times

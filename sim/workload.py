@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, Self
 
 from einsight.einsum import library
-from einsight.einsum.compose import compose
+from einsight.einsum.compose import OUTER_RANKS, compose, own_ranks
 from einsight.einsum.ir import Cascade
 from einsight.einsum.sizes import required_sizes
 from einsight.sim.additions import Addition, WorkloadError, additions_from, check_parameters
+from einsight.sim.file_state import State, state
 from einsight.sim.hardware import DTYPES
 from einsight.sim.mask import DENSE, MAX_SIZE, Mask, mask_from
 from einsight.sim.mask_predicate import predicate
@@ -142,10 +143,12 @@ class Workload:
     def rank_sizes(self) -> dict[str, int]:
         """Sizes of the composed cascade's ranks by upper-case name, fragments' ranks included; tile ranks as given."""
         own = {name.upper(): size for name, size in self.sizes.items() if name != "h"}
-        for added, fragment in zip(self.bias, self.fragments, strict=True):
-            ranks = {r.name for r in fragment.ranks}
-            own |= {name.upper(): int(v) for name, v in added.parameters if name.upper() in ranks}
-        return own
+        if not self.bias:
+            return own
+        brought = self.composed(masked=False).ranks[len(OUTER_RANKS) + len(self.base.ranks) :]  # two may both have an R
+        named = [(added, name) for added, f in zip(self.bias, self.fragments, strict=True) for name in own_ranks(f)]
+        return own | {rank.name: int(dict(added.parameters)[name.lower()])
+                      for rank, (added, name) in zip(brought, named, strict=True)}  # fmt: skip
 
     @property
     def composed_sizes(self) -> dict[str, int]:
@@ -162,15 +165,15 @@ class Workload:
         carry what the workload adds, `CascadeError` where a cascade file has faults.
         """
         self.check()
-        stamp = tuple(_stamp(path) for path in (self.cascade, *(added.kind for added in self.bias)))
+        states = tuple(state(path) for path in (self.cascade, *(added.kind for added in self.bias)))
         mask = self.canonical_mask if masked else DENSE
-        return _composed(self.cascade, tuple(added.kind for added in self.bias), mask, stamp)
+        return _composed(self.cascade, tuple(added.kind for added in self.bias), mask, states)
 
     def check(self) -> None:
         """Compares parameters, element types and sizes with what the cascade and the fragments declare."""
         base, fragments = self.base, self.fragments
         for k, (added, fragment) in enumerate(zip(self.bias, fragments, strict=True)):
-            check_parameters(f"bias[{k}]" if len(self.bias) > 1 else "bias", added, fragment, base)
+            check_parameters(f"bias[{k}]" if len(self.bias) > 1 else "bias", added, fragment)
         inputs = [t.name for part in (base, *fragments) for t in part.inputs]
         for tensor in self.dtypes:
             if tensor not in (*inputs, *(t.name for t in base.outputs)):
@@ -225,10 +228,11 @@ def _completed(sizes: Mapping[str, int]) -> dict[str, int]:
         if name not in sizes:
             raise WorkloadError("sizes", f"no {name}", f"{', '.join(REQUIRED_SIZES)} (b, g and f have defaults)")
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= MAX_SIZE:
             raise WorkloadError(f"sizes.{name}", repr(value), "a whole number of at least 1, up to 2^40")
         if name != name.lower():
             raise WorkloadError(f"sizes.{name}", f"size {name}", f"{name.lower()} (sizes are written in lower case)")
+    sizes = {name: int(value) for name, value in sizes.items()}  # NumPy's integers, too
     h, g = sizes["h"], sizes.get("g", sizes["h"])
     if h % g:
         raise WorkloadError("sizes.g", f"{g} KV heads for h = {h} query heads", "a divisor of h",
@@ -253,16 +257,7 @@ def _dtype(place: str, text: str) -> str:
     return found
 
 
-def _stamp(name_or_path: str) -> tuple[int, int] | None:
-    """When a cascade file of the user's own was last changed, so that an edit is seen; None for the library's."""
-    try:
-        status = os.stat(name_or_path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
 @lru_cache(maxsize=256)
-def _composed(cascade: str, kinds: tuple[str, ...], mask: Mask, stamp: tuple[tuple[int, int] | None, ...]) -> Cascade:
+def _composed(cascade: str, kinds: tuple[str, ...], mask: Mask, states: tuple[State, ...]) -> Cascade:
     fragments = [library.fragment(kind) for kind in kinds]
     return compose(library.load(cascade), fragments, predicate(mask), outer=True)

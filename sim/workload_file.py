@@ -37,12 +37,12 @@ def _workload(item: Item, folder: Path) -> Workload:
     try:
         found = Workload(
             name=table["name"].text(),
-            cascade=_cascade(table["cascade"], folder),
+            cascade=_casc(table["cascade"], folder, library.names(), "cascade"),
             sizes=sizes,
             dtype=default,
             dtypes=dtypes,
             mask=mask_from(plain(table["mask"]) if "mask" in table else None),
-            bias=additions_from(_located_bias(plain(table["bias"]), folder) if "bias" in table else ()),
+            bias=additions_from(_bias(table["bias"], folder) if "bias" in table else ()),
             phase=table["phase"].choice(PHASES) if "phase" in table else "prefill",
             cache=table["cache"].choice(CACHES) if "cache" in table else "cold",
             family=_family(table["family"], table["family"].text()) if "family" in table else None,
@@ -86,28 +86,30 @@ def _check_dtypes(found: Workload, item: Item) -> None:
             raise item.error(f"also {', '.join(missing)}, or a `default`", found=f"only {', '.join(found.dtypes)}")
 
 
-def _cascade(item: Item, folder: Path) -> str:
-    """A library name, or the path of a cascade file; any other name is refused here, where its line is known."""
-    known, name = library.names(), item.text()
-    found = _located(name, folder, known)
-    if name not in known and not name.endswith(".casc") and not Path(name).exists():
-        raise item.error(
-            f"the path of a .casc file, or one of: {', '.join(known)}", did_you_mean(name, known), f'"{name}", no such cascade'
-        )
-    return found
+def _casc(item: Item, folder: Path, known: tuple[str, ...], what: str) -> str:
+    """A library name as it is, or the path of a file relative to the workload file; any other name is refused here, where
+    its line is known."""
+    name = item.text()
+    if name in known:
+        return name
+    if name.endswith(".casc"):
+        return str(folder / name)
+    if not Path(name).exists():
+        expected = f"the path of a .casc file, or one of: {', '.join(known)}"
+        raise item.error(expected, did_you_mean(name, known), f'"{name}", no such {what}')
+    return name
 
 
-def _located(name: str, folder: Path, known: tuple[str, ...]) -> str:
-    """A library name as it is; the path of a file relative to the workload file."""
-    return name if name in known or not name.endswith(".casc") else str(folder / name)
-
-
-def _located_bias(spec: Any, folder: Path) -> Any:
-    if isinstance(spec, list):
-        return [_located_bias(item, folder) for item in spec]
-    if isinstance(spec, dict) and isinstance(spec.get("kind"), str):
-        return {**spec, "kind": _located(spec["kind"], folder, library.fragments())}
-    return _located(spec, folder, library.fragments()) if isinstance(spec, str) else spec
+def _bias(item: Item, folder: Path) -> Any:
+    """The written form with every fragment found; what is no fragment stays as it is, for `additions_from` to refuse."""
+    if isinstance(item.value, list):
+        return [_bias(entry, folder) for entry in item.value]
+    if isinstance(item.value, str):
+        return _casc(item, folder, library.fragments(), "fragment")
+    kind = item.value.get("kind") if isinstance(item.value, dict) else None
+    if kind is None or not isinstance(kind.value, str):
+        return plain(item)
+    return {**plain(item), "kind": _casc(kind, folder, library.fragments(), "fragment")}
 
 
 def _targets(item: Item) -> tuple[str, ...]:

@@ -52,6 +52,16 @@ def test_csv_of_layers_and_arrays(einsight: Einsight) -> None:
         (("--workload", "mine.yaml"), "--search beside it"),
         (("--buffer-ports",), "--search beside it"),
         (("--plot", "x.svg"), "--search or --pareto beside it"),
+        (("--pareto", "--end-to-end"), "--end-to-end: found '--end-to-end beside --pareto'; expected one of them"),
+        (("--pareto", "--seq", "1K"), "--seq beside --pareto"),
+        (("--pareto", "--design", "flat"), "--design beside --pareto"),
+        (("--pareto", "--array", "flat"), "--array beside --pareto"),
+        (("--pareto", "--differences"), "--differences beside --pareto"),
+        (("--search", "--model", "T5", "--seq", "1K", "--csv"), "--csv beside --search"),
+        (("--search", "--model", "T5", "--seq", "1K", "--artifact"), "--artifact beside --search"),
+        (("--search", "--workload", "mine.yaml", "--seq", "1K"), "--seq beside --workload"),
+        (("--differences", "--design", "flat"), "--design beside --differences"),
+        (("--csv", "--json"), "--json beside --csv"),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(

@@ -119,6 +119,14 @@ def test_explain_traffic_is_that_of_one_head(einsight: Einsight) -> None:
     assert found["policies"]["buffer"]["bytes"] >= found["compulsory_bytes"]
 
 
+def test_explain_prints_the_block_it_used_and_one_form(einsight: Einsight) -> None:
+    size = ("--size", "m=6,n=16,e=5,f=7")
+    assert "query blocks of 6, " in einsight("explain", "stable", *size).out
+    assert "query blocks of 4, " in einsight("explain", "stable", *size, "--block", "4").out
+    both = einsight("explain", "stable", "--dot", "--json")
+    assert both.code == 2 and "found '--dot beside --json'; expected one of them" in both.err and both.out == ""
+
+
 def test_explain_reads_out_flops_and_the_traffic_a_buffer_allows(einsight: Einsight) -> None:
     found = einsight("explain", "stable", "--size", "m=512,n=1024,e=64,f=32", "--json").json
     assert found["flops"]["matmul"] == 2 * 512 * 1024 * (64 + 32)
@@ -159,8 +167,11 @@ def test_cascades_print_back_what_they_are(einsight: Einsight, tmp_path: Path) -
     assert einsight("cascades", str(copy)).out == text
 
 
-def test_a_fragment_is_shown_too(einsight: Einsight) -> None:
+def test_a_fragment_is_shown_too(einsight: Einsight, tmp_path: Path) -> None:
     assert einsight("cascades", "alibi").out.startswith("fragment alibi\n")
+    own = tmp_path / "own.casc"
+    own.write_text(einsight("cascades", "alibi").out, encoding="utf-8")
+    assert einsight("cascades", str(own)).out == einsight("cascades", "alibi").out
 
 
 def test_hardware_lists_and_shows(einsight: Einsight) -> None:

@@ -282,6 +282,9 @@ def test_inputs_are_checked_by_name_and_shape() -> None:
         evaluate(load("stable"), sizes, {k: v for k, v in good.items() if k != "V"})
     with pytest.raises(EvaluationError, match="no input W"):
         evaluate(load("stable"), sizes, good | {"W": np.zeros(3)})
+    for wrong in ("abc", [[1.0], [2.0, 3.0]], np.zeros((3, 2), complex)):
+        with pytest.raises(EvaluationError, match="input Q is no array of real numbers"):
+            evaluate(load("stable"), sizes, good | {"Q": wrong})
 
 
 # -- every line matters -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from einsight.sim import array_design
 from einsight.sim.array import run
 from einsight.sim.array_design import load_design
-from einsight.sim.array_hardware import Array, load_technology
+from einsight.sim.array_hardware import Array, load_array, load_technology
 from einsight.sim.array_linear import Product, encoder_layer, run_linear
 from einsight.sim.array_search import resized
 from einsight.sim.hardware import KINDS, PROFILES, Quantity, load_hardware
@@ -65,7 +65,9 @@ BAD = [
     ('dram_rate: {value: "400 GB/s"', 'dram_rate: {value: "400 GB"', ("dram_rate.value", "is `/s` missing?")),
     ('buffer: {value: "16 MiB"', 'buffer: {value: "16 MB"', ("buffer.value", "KiB or MiB")),
     ('clock: {value: "940 MHz"', "clock: {value: 940", ("clock.value", "text with a unit")),
-    ("rows: {value: 256", "rows: {value: 2.5", ("array_2d.rows.value", "")),
+    ("rows: {value: 256", "rows: {value: 2.5", ("array_2d.rows.value", "found 2.5; expected a whole number")),
+    ("rows: {value: 256", "rows: {value: true", ("found true; expected a whole number",)),
+    ("dtypes: [fp16, bf16]", "dtypes: []", ("dtypes: found a list of 0; expected what the array computes in",)),
     ("{macc: 1, max: 1", "{macc: 0, max: 1", ("array_2d.functions.macc", "above zero")),
     ("{macc: 1, max: 1", "{macc: 1, rsqrt: 1, max: 1", ("rsqrt, which has none", "give {cycles, energy, area")),
     ("exp: {macc: 6}", "exp: {div: 6}", ("array_2d.functions.exp", "one of: macc")),
@@ -81,6 +83,11 @@ def test_a_bad_profile_is_refused_with_the_place(tmp_path: Path, old: str, new: 
     with pytest.raises(SpecError) as refused:
         load_hardware(changed(tmp_path, old, new))
     assert all(part in str(refused.value) for part in ("fusemax.yaml:", *says)), refused.value
+
+
+def test_the_smallest_buffer_of_the_papers_arrays_is_a_buffer(tmp_path: Path) -> None:
+    found = load_array(changed(tmp_path, 'buffer: {value: "16 MiB"', 'buffer: {value: "16 KiB"'))
+    assert found.buffer_bytes.value == 16 * 1024
 
 
 def test_areas_by_hand() -> None:
@@ -118,11 +125,22 @@ def test_an_unknown_design_gets_a_suggestion() -> None:
         predict(Workload.attention(heads=1, seq_q=512, head_dim=64), "fusemax:bindin")
 
 
-def test_a_bad_design_file_is_refused_with_the_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("rule: pipelined", "rule: pipeline", r'schedule.rule: found "pipeline".*did you mean "pipelined"'),
+        ("cascade: one_pass", "cascade: one_pas", r'cascade: found "one_pas".*did you mean "one_pass"'),
+        ("- [RM]", "- [RN]", r'schedule.epochs\[1\]\[0\]: found "RN"; expected one of: .*RM'),
+        ("- [RM]", "- [RM, LM]", r'schedule.epochs\[1\]\[1\]: found "LM"'),  # a second time
+        ("scores: chip}", "scores: chip, spilled: 1.5}", r"residencies\[0\].spilled: found 1.5; expected a share from 0 to 1"),
+    ],
+)
+def test_a_bad_design_file_is_refused_with_the_place(tmp_path: Path, old: str, new: str, says: str) -> None:
     text = (PROFILES.parent / "sim" / "designs" / "binding.yaml").read_text(encoding="utf-8")
+    assert old in text
     path = tmp_path / "mine.yaml"
-    path.write_text(text.replace("rule: pipelined", "rule: pipeline"), encoding="utf-8")
-    with pytest.raises(SpecError, match=r'mine.yaml:\d+: schedule.rule: found "pipeline".*did you mean "pipelined"'):
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(SpecError, match=rf"mine.yaml:\d+: {says}"):
         load_design(str(path))
 
 
@@ -147,6 +165,9 @@ def test_a_prediction_names_its_limit_and_carries_the_array_fields() -> None:
     assert "940 MHz (guide)" in found.bound.because
     assert found.time_low_s <= found.time_s <= found.time_high_s
     assert out["flops"]["matmul"] == 2 * 8 * 4096**2 * 128
+    rows, chunks = 8 * 4096, 4096 // 256  # a chunk has as many keys as the array has rows
+    assert out["flops"]["by_class"]["exp"] == out["flops"]["by_class"]["sub"] == rows * (4096 + chunks)
+    assert out["flops"]["by_class"]["div"] == rows * 64
 
 
 def test_a_gpu_mapping_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from einsight.sim.array_traffic import array_reads
 from einsight.sim.hardware import load_hardware
 from einsight.sim.mask import Mask, mask_from
 from einsight.sim.mask_pairs import members
+from einsight.sim.predict import predict
 from einsight.sim.workload import Workload
 
 SIDE, E, F = 4, 6, 5
@@ -220,6 +223,8 @@ def test_what_heads_share_is_taken_by_each() -> None:
     plain, biased = (run(Workload.attention(**shape, bias=b), made, design) for b in ((), "dense_bias_shared"))  # type: ignore[arg-type]
     assert plain.dram_bytes == 2 * 3 * 512 * 64 * (8 * 2 + 2 * 2)
     assert biased.dram_bytes - plain.dram_bytes == 2 * 3 * 8 * 512**2
+    moved = [x for x in biased.moves if x.tensor == "BIAS"]
+    assert sum(x.buffer_reads for x in moved) == sum(x.buffer_writes for x in moved) == 3 * 8 * 512**2
 
 
 def test_phases_pass_everything_through_dram() -> None:
@@ -265,3 +270,54 @@ def test_every_switch_of_the_artifact_acts_somewhere() -> None:
             if (other.time_s, other.dram_bytes, other.energy_pj) != (whole.time_s, whole.dram_bytes, whole.energy_pj):
                 acting.add(switch)
     assert acting == ARTIFACT
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes, st.sampled_from(MASKS), st.sampled_from([1, 3]))
+def test_scores_that_change_arrays_pass_the_buffer_in_the_tiles_that_run(mn: tuple[int, int], mask: object, group: int) -> None:
+    """+Cascade: scores leave the 2-D array and weights return to it, as many words as the live tiles have pairs of a row and
+    a key; a tile is read as it was written."""
+    (m, n), words = mn, 2.0
+    found = on(small(2**20, "flat"), "cascade", m=m, n=n, heads=2 * group, groups=2, mask=mask)
+    seen = pairs(mask_from(mask), m, n, group)
+    held = 2 * sum(tile.size for tile in tiles_of(seen, SIDE, SIDE))
+    for name in ("BQK", "SLN"):
+        moved = [x for x in found.moves if x.tensor == name]
+        assert sum(x.buffer_writes for x in moved) == pytest.approx(held)
+        assert sum(x.buffer_reads for x in moved) == pytest.approx(held)
+        assert found.case.widths[name] == words and not any(x.dram_reads + x.dram_writes for x in moved)
+
+
+def test_keys_that_queries_and_other_keys_read_come_once_per_block_of_queries(tmp_path: Path) -> None:
+    """KN reads K on its own, QK with the queries: a tile of K in the buffer serves both, for every block of queries."""
+    file = tmp_path / "normed.casc"
+    file.write_text(
+        "cascade normed\ncomputes normed\nrank M, N, E, F\nin Q[m,e] K[n,e] V[n,f]\nout AV[m,f]\nscore QK[m,n]\n"
+        "KN[n] = K[n,e] * K[n,e]\nS[m,n] = Q[m,e] * K[n,e]\nQK[m,n] = S[m,n] * KN[n]\nAV[m,f] = QK[m,n] * V[n,f]\n"
+    )
+    found = on(small(512), "binding", m=64, n=32, heads=1, cascade=str(file))
+    assert found.case.row_blocks > 1
+    fetched = sum(x.dram_reads for x in found.moves if x.tensor == "K")
+    loops = len({s.loop for s in found.case.flow.readers("K")})
+    assert fetched == 32 * E * found.case.row_blocks * loops
+
+
+def test_a_resized_array_has_a_lane_and_a_word_of_a_row_for_each_column() -> None:
+    made = resized(array(), (8, 32), 2**16)
+    assert (made.array_2d.sides, made.array_1d.elements) == ((8, 32), 32)
+    assert (made.buffer_bytes.value, made.buffer_row_bytes.value) == (2**16, 64)
+
+
+def test_the_printed_range_is_from_full_to_no_overlap() -> None:
+    workload, made = Workload.attention(heads=8, seq_q=1000, head_dim=64, mask="causal"), array()
+    direct, found = run(workload, made, load_design("binding")), predict(workload, "fusemax")
+    apart = [direct.bounds_s[name] for name in ("DRAM", "2-D array", "1-D array")]
+    assert found.time_low_s == max(direct.bounds_s.values()) <= found.time_s
+    assert found.time_high_s == pytest.approx(sum(apart)) and sum(apart) > found.time_s
+
+
+def test_what_does_not_fit_is_said_in_percent() -> None:
+    workload = Workload.attention(heads=1, seq_q=4096, head_dim=64, cascade="stable")
+    direct, found = run(workload, array("flat"), load_design("flat-fused")), predict(workload, "flat:flat-fused")
+    lost = 100 * direct.case.spilled
+    assert 0 < lost < 100 and any(note.startswith(f"{lost:.3g} % of the tensors") for note in found.assumptions)

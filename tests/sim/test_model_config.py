@@ -97,6 +97,8 @@ def test_which_layers_have_a_window():
         ({"layer_types": ["sliding_attention"] * 6}, ["sliding_window", "no such key"]),
         ({"sliding_window": True}, ["sliding_window", "True"]),
         ({"attn_logit_softcapping": -1}, ["attn_logit_softcapping", "-1", "positive"]),
+        ({"attn_logit_softcapping": float("nan")}, ["attn_logit_softcapping", "nan", "positive"]),
+        ({"attn_logit_softcapping": 10**400}, ["attn_logit_softcapping", "positive"]),
         ({"sliding_window": 64, "use_sliding_window": True, "max_window_layers": "4"}, ["max_window_layers", "'4'"]),
         ({"is_encoder_decoder": True}, ["is_encoder_decoder", "one stack"]),
     ],

@@ -142,3 +142,11 @@ def test_operands_beyond_the_memory_of_the_device_are_said(keys: int, fits: bool
 def test_a_launch_is_told_with_its_unit(target: str) -> None:
     [launch] = [b for b in predict(attention(), target).bounds if b.name == "launch"]
     assert re.match(r"launch: [0-9.]+ us per call \((fitted|assumed): ", launch.because), launch.because
+
+
+def test_a_mask_without_any_pair_is_predicted_in_silence(recwarn: pytest.WarningsRecorder) -> None:
+    nothing = {"blocks": {"size": 64, "keep": [[0, 3]]}}
+    w = Workload.attention(heads=8, seq_q=512, head_dim=64, mask=["causal", nothing])
+    for target in ("h100-sxm", "fusemax"):
+        assert predict(w, target).flops_matmul == 0
+    assert not list(recwarn)

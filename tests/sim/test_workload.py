@@ -3,17 +3,20 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from einsight.einsum import library
 from einsight.einsum.compose import IllegalComposition
+from einsight.einsum.counts import count
 from einsight.einsum.evaluate import evaluate
 from einsight.einsum.resolve import bind
 from einsight.sim.additions import WorkloadError
 from einsight.sim.mask import MaskError
 from einsight.sim.mask_pairs import members
+from einsight.sim.predict import predict
 from einsight.sim.strict_yaml import SpecError
 from einsight.sim.workload import Workload
 from einsight.sim.workload_file import OPTIONAL_KEYS, REQUIRED_KEYS, load_workloads
@@ -220,7 +223,8 @@ GOOD = {
         ({"mask": "[causal, {window: -4}]"}, ["mask", "window is -4", "1 or more"]),
         ({"mask": "[causal, {windw: 4}]"}, ["mask", "'windw'"]),
         ({"mask": "[{gna: {layout: 4x4, window: 2}}]"}, ["mask", "4x4", "16 tokens"]),
-        ({"bias": "{kind: alibbi}"}, ["alibbi", "no such fragment"]),
+        ({"bias": "{kind: alibbi}"}, ["yaml:5: bias.kind", '"alibbi", no such fragment', 'did you mean "alibi"']),
+        ({"bias": "[alibi, softcp]"}, ["yaml:5: bias[1]", '"softcp", no such fragment', 'did you mean "softcap"']),
         ({"bias": "{kind: low_rank}"}, ["bias", "without r", "rank R"]),
         ({"bias": "{kind: low_rank, r: 0}"}, ["bias", "r: 0", "at least 1"]),
         ({"bias": "{kind: alibi, slope: 2}"}, ["bias.slope", "no parameter"]),
@@ -289,3 +293,26 @@ def test_a_cascade_without_keys_is_no_workload(tmp_path):
     path.write_text("cascade project\nrank M, E, F\nin Q[m,e]\nin W[e,f] over none\nout P[m,f]\nP[m,f] = Q[m,e] * W[e,f]\n")
     with pytest.raises(WorkloadError, match="cascade project, which has no rank N; expected a cascade over keys"):
         Workload("project", str(path), {"h": 4, "m": 8, "n": 8, "e": 16}).composed()
+
+
+@pytest.mark.parametrize("cascade,own", [("one_pass", {}), ("backward_low_rank", {"r": 5})])
+def test_fragments_with_ranks_of_one_name_have_sizes_of_their_own(cascade, own):
+    """Two biases of rank 3 and 4, on a cascade that may have a rank R itself."""
+    bias = [{"kind": "low_rank", "r": 3}, {"kind": "low_rank", "r": 4}]
+    made = Workload.attention(heads=2, seq_q=6, head_dim=8, bias=bias)
+    w = replace(made, cascade=cascade, sizes={**made.sizes, **own})
+    sizes = {**w.rank_sizes, "N0": 6, "N1": 1}
+    products = {c.einsum: c.formula.evaluate(sizes) for c in count(w.composed()) if c.matmul}
+    applied = sorted(n for name, n in products.items() if name == "B" or name.endswith("_B"))
+    assert applied == [2 * 6 * 6 * r for r in (3, 4, *own.values())]
+    assert predict(w, "h100-sxm").time_s > 0
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    plain = Workload.attention(heads=8, seq_q=512, head_dim=64, mask=["causal", {"window": 100}])
+    counted = Workload.attention(
+        heads=np.int32(8), seq_q=np.int64(512), head_dim=np.uint16(64), mask=["causal", {"window": np.int64(100)}]
+    )  # type: ignore[arg-type]
+    assert counted.key == plain.key and all(type(size) is int for size in counted.sizes.values())
+    with pytest.raises(WorkloadError, match=r"sizes.m: found np.float64\(512.0\)"):
+        Workload.attention(heads=8, seq_q=np.float64(512), head_dim=64)  # type: ignore[arg-type]
