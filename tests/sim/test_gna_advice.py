@@ -21,7 +21,7 @@ from einsight.sim.gna_advice import (
 from einsight.sim.gna_bounds import block_sparsity, bounds
 from einsight.sim.gna_kernel import kernel_for, load_gna_kernel
 from einsight.sim.gna_tiles import count_tiles
-from einsight.sim.gna_time import Problem, predict_gna
+from einsight.sim.gna_time import Problem, attention_times, predict_gna
 from einsight.sim.hardware import load_hardware
 from einsight.sim.mask import Gna
 
@@ -83,6 +83,40 @@ def test_advice_holds() -> None:
 def test_a_causal_dimension_has_no_fully_block_sparse_stride() -> None:
     causal = replace(SMALL, gna=replace(SMALL.gna, causal=(True, False, False)))
     assert advise(causal, GPU, KERNEL, legal_pairs(causal, KERNEL)).near == ()
+
+
+@pytest.mark.parametrize("name", ["hopper-fna", "triton-gna"])
+def test_near_strides_are_the_nearest_fully_block_sparse_ones(name: str) -> None:
+    """Against every stride with every pair of tiles, one at a time: by distance, then by time."""
+    kernel, asked = load_gna_kernel(name), SMALL.gna.stride
+    pairs = legal_pairs(SMALL, kernel)[:3]
+    best: dict[tuple[int, ...], tuple[float, float]] = {}
+    for pair in pairs:
+        swept = all_strides(SMALL, GPU, kernel, pair)
+        for i in np.flatnonzero(swept.fully):
+            stride = tuple(swept.stride[i].tolist())
+            distance = sum(abs(float(np.log2(a / b))) for a, b in zip(stride, asked, strict=True))
+            best[stride] = min(best.get(stride, (distance, np.inf)), (distance, swept.time_s[i] + swept.permute_s))
+    found = advise(SMALL, GPU, kernel, pairs).near
+    wanted = sorted(best.values())[:3]
+    assert [best[c.stride] for c in found] == wanted and len(found) == min(3, len(best)) > 0
+    assert [c.total_s for c in found] == pytest.approx([time for _, time in wanted])
+    assert all(c.fully_block_sparse for c in found)
+
+
+def test_strides_with_the_same_tiles_are_predicted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window of the whole grid has the same tiles at every stride: one case for each pair, not 12 * 16 * 24."""
+    cases: list[int] = []
+
+    def counted(*args: object) -> object:
+        cases.append(args[-1].total.size)  # type: ignore[attr-defined]
+        return attention_times(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("einsight.sim.gna_advice.attention_times", counted)
+    whole = replace(SMALL, gna=Gna((12, 16, 24), (12, 16, 24), (1, 1, 1), (1, 1, 1), (False,) * 3))
+    swept = all_strides(whole, GPU, KERNEL, legal_pairs(whole, KERNEL)[0])
+    assert cases == [1]
+    assert len(swept.stride) == len(swept.time_s) == 12 * 16 * 24 and len({*swept.time_s.tolist()}) == 1
 
 
 def test_best_tiles_are_the_best_of_all() -> None:
