@@ -94,7 +94,8 @@ class Case:
     @property
     def built(self) -> bool:
         """Whether the kernel comes with this pair of tiles."""
-        return any((t.q, t.kv) == (self.pair.q, self.pair.kv) for t in self.kernel.tiles)
+        here = self.gpu.architecture.name if self.gpu else ""
+        return any((t.q, t.kv) == (self.pair.q, self.pair.kv) and here not in t.not_on for t in self.kernel.tiles)
 
 
 def _case(
@@ -107,7 +108,7 @@ def _case(
     if gpu and not kernel.covers(problem.head_dim):
         known = f"one that {kernel.name} is built for: {_dims(kernel.head_dims)}"
         raise CommandError("--head-dim", str(problem.head_dim), known)
-    pair = asked or _default_pair(problem, kernel)
+    pair = asked or _default_pair(problem, kernel, gpu)
     chosen = tiling or kernel.tiling
     if chosen not in TILINGS:
         raise CommandError("--tiling", chosen, " or ".join(TILINGS))
@@ -187,8 +188,8 @@ def _target(text: str) -> tuple[str, Gpu, GnaKernel]:
     return text, gpu, kernel
 
 
-def _default_pair(problem: Problem, kernel: GnaKernel) -> TilePair:
-    found = legal_pairs(problem, kernel)
+def _default_pair(problem: Problem, kernel: GnaKernel, gpu: Gpu | None) -> TilePair:
+    found = legal_pairs(problem, kernel, gpu)
     if not found:
         most = max(t.head_dim for t in kernel.tiles)
         raise CommandError("--head-dim", str(problem.head_dim), f"at most {most}, which {kernel.name} is built for")
@@ -214,7 +215,7 @@ def _check_share(share: float | None, dense_steps: int, steps: int) -> None:
 
 
 def _advice(problem: Problem, case: Case) -> Advice | None:
-    pairs = legal_pairs(problem, case.kernel)
+    pairs = legal_pairs(problem, case.kernel, case.gpu)
     return advise(problem, case.gpu, case.kernel, pairs) if case.gpu and pairs else None
 
 
@@ -302,7 +303,7 @@ def _rows(
     sparse = f"yes: {needed}" if case.sparsity.fully else f"no: {case.sparsity.reason}"
     if case.sparsity.fully != natten_rule(gna, case.pair.q, case.pair.kv) and case.tiling == "static":
         sparse += "; NATTEN's conservative rule says otherwise and masks"
-    foreign = f"; {case.kernel.name} has no such pair" if case.gpu and not case.built else ""
+    foreign = f"; {case.kernel.name} has no such pair there" if case.gpu and not case.built else ""
     rows = [
         ("mask", f"window {_by(gna.window)}, stride {_by(gna.stride)}, dilation {_by(gna.dilation)}{extra}"),
         ("sparsity", f"{100 * (1 - 1 / b.flop):.1f} %"),
@@ -373,7 +374,7 @@ def _sweep(
     if len(timed) != 1 or timed[0].gpu is None:
         raise CommandError("--sweep", f"{len(timed)} targets", "one --target")
     case = timed[0]
-    pairs = legal_pairs(problem, case.kernel) or (case.pair,)
+    pairs = legal_pairs(problem, case.kernel, case.gpu) or (case.pair,)
     if what == "windows":
         found = over_windows(problem, timed[0].gpu, case.kernel, pairs)
     elif every:

@@ -233,7 +233,7 @@ def _swept(rank: int, precision: str) -> list[Problem]:
 
 def _fused_seconds(problem: Problem, gpu: Gpu) -> float:
     kernel = kernel_for(gpu)
-    return best_tiles(problem, gpu, kernel, legal_pairs(problem, kernel))[0].total_s
+    return best_tiles(problem, gpu, kernel, legal_pairs(problem, kernel, gpu))[0].total_s
 
 
 DILATED: tuple[tuple[Shape, Shape, Shape], ...] = (
@@ -251,7 +251,7 @@ def dilated_rows(gpu: Gpu) -> list[DilatedRow]:
         gna = Gna(layout, window, (1,) * rank, dilation, (False,) * rank)
         problem = Problem(gna, heads=24, head_dim=64)
         plain = replace(problem, gna=replace(gna, dilation=(1,) * rank))
-        pair = legal_pairs(problem, kernel)[:1]
+        pair = legal_pairs(problem, kernel, gpu)[:1]
         best, without = (best_tiles(p, gpu, kernel, pair)[0] for p in (problem, plain))
         found.append(DilatedRow(_mask(gna), gpu.name, best.total_s, without.total_s, best.tile_speedup_max))
     return found

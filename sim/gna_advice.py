@@ -94,8 +94,8 @@ class Advice:
     front: tuple[Choice, ...]
 
 
-def legal_pairs(problem: Problem, kernel: GnaKernel) -> tuple[TilePair, ...]:
-    return kernel.legal_tiles(len(problem.gna.layout), problem.head_dim)
+def legal_pairs(problem: Problem, kernel: GnaKernel, gpu: Gpu | None = None) -> tuple[TilePair, ...]:
+    return kernel.legal_tiles(len(problem.gna.layout), problem.head_dim, gpu.architecture.name if gpu else "")
 
 
 def best_tiles(problem: Problem, gpu: Gpu, kernel: GnaKernel, pairs: Sequence[TilePair]) -> tuple[Choice, ...]:

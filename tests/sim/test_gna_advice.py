@@ -119,6 +119,21 @@ def test_strides_with_the_same_tiles_are_predicted_once(monkeypatch: pytest.Monk
     assert len(swept.stride) == len(swept.time_s) == 12 * 16 * 24 and len({*swept.time_s.tolist()}) == 1
 
 
+@pytest.mark.parametrize(("rank", "pairs", "large"), [(1, 3, 1), (2, 27, 10), (3, 76, 30)])
+def test_natten_s_cutlass_tiles_are_all_there(rank: int, pairs: int, large: int) -> None:
+    """Every box without a side of 1 of 64 x 64, 64 x 128 and 32 x 128; 64 x 128 is not built for compute capability 8.9."""
+    kernel = load_gna_kernel("cutlass-fna")
+    case = Problem(Gna((64,) * rank, (32,) * rank, (1,) * rank, (1,) * rank, (False,) * rank), head_dim=128)
+    on_a100, on_ada = (legal_pairs(case, kernel, load_hardware(name)) for name in ("a100-sxm-80gb", "rtx-4090"))
+    assert len({(t.q, t.kv) for t in on_a100}) == len(on_a100) == pairs
+    assert set(on_a100) - set(on_ada) == {t for t in on_a100 if prod(t.q) * prod(t.kv) == 64 * 128}
+    assert len(on_ada) == pairs - large
+    for t in on_a100:
+        grown = [b // a for a, b in zip(t.q, t.kv, strict=True) if b % a == 0]
+        assert len(grown) == rank and prod(grown) == {64: prod(t.kv) // 64, 32: 4}[prod(t.q)]
+        assert rank == 1 or min(t.q) > 1
+
+
 def test_best_tiles_are_the_best_of_all() -> None:
     found = best_tiles(SMALL, GPU, KERNEL, legal_pairs(SMALL, KERNEL))
     assert found[0].total_s == min(c.total_s for c in found)
