@@ -134,7 +134,7 @@ def of_matrices(
     shape, found = (0, 0), None
     for h in range(number):
         if scales is None or h == 0:
-            (matrix,) = checked(of(h), f"head {h}")
+            (matrix,) = checked(of(h), title, h)
             shape = matrix.shape
             found = _decomposed(matrix, wanted, probe)
         assert found is not None
