@@ -15,7 +15,7 @@ from einsight.cli.parsing import CommandError, whole
 from einsight.sim.gna_advice import Advice, Choice, advise, every_stride, legal_pairs, over_windows, stride_choices
 from einsight.sim.gna_bounds import BlockSparsity, Bounds, block_sparsity, bounds, end_to_end, natten_rule
 from einsight.sim.gna_kernel import GnaKernel, TilePair, family_of, kernel_for, load_gna_kernel, names, runs_on
-from einsight.sim.gna_tiles import TILINGS, GnaTiles, Shape, count_tiles, padded_shape
+from einsight.sim.gna_tiles import TILINGS, GnaTiles, Shape, count_tiles, padded_shape, shape_from
 from einsight.sim.gna_time import GnaTime, Problem, predict_gna
 from einsight.sim.hardware import DTYPES, Gpu, load_hardware
 from einsight.sim.mask import Gna, restriction_from
@@ -65,7 +65,7 @@ def run(
     made = [_case(problem, name, gpu, kernel, asked, tiling) for name, gpu, kernel in named]
     if not made:
         made = [_case(problem, "", None, _some_kernel(problem), asked, tiling)]
-    if share is not None or dense_steps:
+    if share is not None or dense_steps or steps != 1:
         _check_share(share, dense_steps, steps)
     if every and (sweep != "strides" or plot is not None):
         asked_for = f"a sweep of {sweep or 'nothing'}" if sweep != "strides" else f"--plot {plot}, which draws the front"
@@ -127,9 +127,9 @@ def _mask(size: str, window: str | None, stride: str, dilation: str, causal: str
     if not size:
         raise CommandError("-i", None, "the grid of tokens, such as -i 30x48x80")
     spec = {"layout": size, "window": window or size, "stride": stride, "dilation": dilation, "causal": causal}
-    rank = len(size.split("x"))
+    rank = len(size.lower().split("x"))
     fields = {
-        name: "x".join([text] * rank) if isinstance(text, str) and "x" not in text and rank > 1 else text
+        name: "x".join([text] * rank) if isinstance(text, str) and "x" not in text.lower() and rank > 1 else text
         for name, text in spec.items()
     }
     found = restriction_from({"gna": fields})
@@ -170,9 +170,10 @@ def _asked_tiles(q_tile: str | None, kv_tile: str | None) -> TilePair | None:
 
 
 def _shape(option: str, text: str) -> Shape:
-    if not all(part.isdigit() and int(part) > 0 for part in text.split("x")):
+    found = shape_from(text)
+    if found is None:
         raise CommandError(option, text, "whole numbers such as 2x8x8")
-    return tuple(int(part) for part in text.split("x"))
+    return found
 
 
 def _target(text: str) -> tuple[str, Gpu, GnaKernel]:
@@ -206,7 +207,7 @@ def _some_kernel(problem: Problem) -> GnaKernel:
 
 def _check_share(share: float | None, dense_steps: int, steps: int) -> None:
     if share is None or not 0 <= share <= 1:
-        raise CommandError("--share", str(share), "attention's share of the time, from 0 to 1")
+        raise CommandError("--share", None if share is None else str(share), "attention's share of the time, from 0 to 1")
     if steps < 1 or not 0 <= dense_steps <= steps:
         raise CommandError("--dense-steps", f"{dense_steps} of {steps}", "at most the number given by --steps")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from einsight.sim import strict_yaml
 from einsight.sim.family import Family, load_family
-from einsight.sim.gna_tiles import TILINGS, Shape
+from einsight.sim.gna_tiles import TILINGS, Shape, shape_from
 from einsight.sim.hardware import KINDS, Gpu, Quantity
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
 
@@ -150,10 +150,10 @@ def _tile(item: Item) -> TilePair:
 
 
 def _shape(item: Item) -> Shape:
-    text = item.text()
-    if not all(part.isdigit() and int(part) > 0 for part in text.split("x")):
+    found = shape_from(item.text())
+    if found is None:
         raise item.error("a tile shape such as 2x8x8")
-    return tuple(int(part) for part in text.split("x"))
+    return found
 
 
 def _quantity(item: Item) -> Quantity:

@@ -17,6 +17,7 @@ Plain 1-D tiling (tiles of consecutive row-major tokens) is counted by `gna_flat
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -127,6 +128,14 @@ def check_tiles(gna: Gna, q_tile: Shape, kv_tile: Shape, tiling: str) -> None:
         raise MaskError(f"gna: Q tile with {len(q_tile)} entries beside KV tile with {len(kv_tile)}", "the same number")
     if len(q_tile) < rank and tiling == "dynamic":
         raise MaskError("gna: dynamic tiling with 1-D tiles", f"tiles with {rank} entries, or static tiling")
+
+
+def shape_from(text: str) -> Shape | None:
+    """2x8x8 as (2, 8, 8); None for anything but positive whole numbers."""
+    parts = text.lower().split("x")
+    if not all(re.fullmatch("[0-9]{1,40}", part) and int(part) for part in parts):
+        return None
+    return tuple(map(int, parts))
 
 
 def padded_shape(gna: Gna, tile: Shape) -> Shape:

@@ -16,6 +16,7 @@ description serves prefill (M = N), chunked prefill and decode (M < N).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,8 +24,9 @@ from math import prod
 from typing import Any, ClassVar
 
 MAX_SIZE = 1 << 40
-MOST_PAIRS = 1 << 62  # pairs are counted in 64 bits
 """Above any count of tokens; keeps arithmetic within 64 bits."""
+MOST_PAIRS = 1 << 62
+"""Pairs are counted in 64 bits."""
 
 MAX_BLOCKS = 8192
 """Most blocks of a block mask along one side (a million keys in blocks of 128)."""
@@ -375,7 +377,7 @@ def _per_dimension(name: str, value: Any, rank: int | None, flags: bool = False)
     """30x48x80, [30, 48, 80] or one value for all dimensions, as a tuple."""
     if isinstance(value, str):
         parts: Sequence[Any] = value.lower().split("x")
-        if not all(part.strip().isdigit() for part in parts):
+        if not all(re.fullmatch(r"\s*[0-9]{1,40}\s*", part) for part in parts):
             raise MaskError(f"{name} is {value!r}", "integers such as 30x48x80 or [30, 48, 80]")
         value = [int(part) for part in parts]
     if isinstance(value, Sequence):

@@ -148,7 +148,12 @@ REFUSED = [
     (("gna", "-i", "4000000000", "--q-tile", "1", "--kv-tile", "1"), "at most 2^62 pairs"),
     (("gna", "-i", "4000000000", "-w", "64", "--q-tile", "1", "--kv-tile", "1"), "more than 2^62 tiles"),
     (("gna", "-i", "9" * 40, "-w", "5"), "at most 2^62 pairs"),
+    (("gna", "-i", "\u00b2x64"), "expected integers such as 30x48x80"),
+    (("gna", "-i", "9" * 5000), "expected integers such as"),
+    (("gna", "-i", "64", "-w", "8", "--q-tile", "9" * 5000, "--kv-tile", "8"), "such as 2x8x8"),
     (("gna", "-i", "64", "-w", "8", "--share", "2"), "from 0 to 1"),
+    (("gna", "-i", "64", "-w", "8", "--dense-steps", "2"), "--share: found nothing; expected attention's share"),
+    (("gna", "-i", "64", "-w", "8", "--steps", "50"), "--share: found nothing"),
     (("gna", "-i", "64", "-w", "8", "--sweep", "tiles", "--target", "h100-sxm"), "strides or windows"),
     (("gna", "-i", "64", "-w", "8", "--sweep", "strides"), "expected one --target"),
     (("gna", "-i", "64", "-w", "8", "--plot", "x.svg"), "--sweep: found nothing"),
@@ -167,6 +172,14 @@ def test_dense_attention_with_and_without_padding(einsight: Einsight) -> None:
     whole, padded = (einsight("gna", "-i", grid, *words).out for grid in ("16x16", "15x16"))
     assert "; 0 need a mask" in whole and "yes: no score needs the mask\n" in whole
     assert "; 0 need a mask" not in padded and "the mask, the padded end of the grid aside\n" in padded
+
+
+def test_a_capital_x_is_a_cross_too(einsight: Einsight) -> None:
+    small, capital = (
+        einsight("gna", "-i", f"30{x}48", "-w", "6", "-s", f"2{x}3", "--q-tile", f"2{x}8", "--kv-tile", f"2{x}8", "--json").json
+        for x in "xX"
+    )
+    assert small == capital and small["window_size"] == [6, 6]
 
 
 def test_tiles_without_a_target_are_no_kernel_s(einsight: Einsight) -> None:
