@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from einsight.sim.gna_ranges import Group
-from einsight.sim.gna_tiles import GnaTiles, Shape, axis_tiles, count_tiles, pairs
+from einsight.sim.gna_ranges import Group, groups_of, pairs
+from einsight.sim.gna_tiles import GnaTiles, Shape, axis_tiles, count_tiles
 from einsight.sim.mask import Gna
 
 
@@ -58,7 +58,7 @@ def end_to_end(speedup: float, share: float, dense_steps: int = 0, steps: int = 
 def block_sparsity(gna: Gna, q_tile: Shape, kv_tile: Shape, tiling: str = "static") -> BlockSparsity:
     """By definition: are all keys of all visited tiles visible to all queries of their tile?
 
-    Keys that padding adds do not count: they need a bounds check, not the mask. With plain 1-D tiling they do.
+    Keys that padding adds do not count: they need a bounds check, not the mask.
     """
     if len(q_tile) < len(gna.layout):
         tiles = count_tiles(gna, q_tile, kv_tile, tiling)
@@ -105,9 +105,7 @@ def natten_rule(gna: Gna, q_tile: Shape, kv_tile: Shape) -> bool:
     if any(gna.causal) or len(q_tile) < len(gna.layout):
         return False
     for d, (q, k) in enumerate(zip(q_tile, kv_tile, strict=True)):
-        lengths = {-(-(gna.layout[d] - r) // gna.dilation[d]) for r in (0, gna.dilation[d] - 1)}
-        groups = (Group(n, gna.window[d], gna.stride[d], False) for n in lengths)
-        if not all(_natten_group_rule(group, q, k) for group in groups):
+        if not all(_natten_group_rule(group, q, k) for group, _ in groups_of(gna, d)):
             return False
     return True
 
