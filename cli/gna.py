@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,7 +71,7 @@ def run(
         asked_for = f"a sweep of {sweep or 'nothing'}" if sweep != "strides" else f"--plot {plot}, which draws the front"
         raise CommandError("--all", asked_for, "--sweep strides, without --plot")
     if sweep is not None or plot is not None:
-        return _sweep(problem, made, sweep, plot, every, as_json)
+        return _sweep(problem, made, asked is not None, sweep, plot, every, as_json)
     if as_json:
         return print_json(_json(problem, made, share, dense_steps, steps))
     _print(problem, made, share, dense_steps, steps)
@@ -112,6 +112,7 @@ def _case(
     chosen = tiling or kernel.tiling
     if chosen not in TILINGS:
         raise CommandError("--tiling", chosen, " or ".join(TILINGS))
+    kernel = replace(kernel, tiling=chosen)  # advice and sweeps are about what is asked, too
     tiles = count_tiles(problem.gna, pair.q, pair.kv, chosen)
     time = predict_gna(problem, gpu, kernel, pair.q, pair.kv, chosen) if gpu else None
     return Case(
@@ -367,7 +368,7 @@ def _by(values: Any) -> str:
 
 
 def _sweep(
-    problem: Problem, made: Sequence[Case], what: str | None, plot: Path | None, every: bool, as_json: bool
+    problem: Problem, made: Sequence[Case], asked: bool, what: str | None, plot: Path | None, every: bool, as_json: bool
 ) -> None:  # fmt: skip
     if what not in SWEEPS:
         raise CommandError("--sweep", what, " or ".join(SWEEPS))
@@ -375,7 +376,9 @@ def _sweep(
     if len(timed) != 1 or timed[0].gpu is None:
         raise CommandError("--sweep", f"{len(timed)} targets", "one --target")
     case = timed[0]
-    pairs = legal_pairs(problem, case.kernel, case.gpu) or (case.pair,)
+    pairs = (case.pair,) if asked else legal_pairs(problem, case.kernel, case.gpu)
+    if len(pairs[0].q) < len(problem.gna.layout):
+        raise CommandError("--q-tile", _by(pairs[0].q), f"{len(problem.gna.layout)} entries; a sweep has no plain 1-D tiling")
     if what == "windows":
         found = over_windows(problem, timed[0].gpu, case.kernel, pairs)
     elif every:
