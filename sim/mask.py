@@ -338,6 +338,8 @@ def _gna_from(value: Any) -> Gna:
     layout = _per_dimension("gna: layout", entries["layout"], None)
     rank = len(layout)
     causal = _per_dimension("gna: causal", entries.get("causal", False), rank, flags=True)
+    if any(c not in (0, 1) for c in causal):
+        raise MaskError(f"gna: causal is {entries['causal']!r}", "true or false (or 1 and 0), once or per dimension")
     return Gna(
         layout,
         _per_dimension("gna: window", entries["window"], rank),
