@@ -13,7 +13,6 @@ import numpy as np
 
 from einsight.sim.bias_exact import Array, BiasError, ExactBias
 from einsight.sim.bias_svd import (
-    SHARES,
     Decomposition,
     Matrix,
     Probe,
@@ -27,7 +26,6 @@ from einsight.sim.bias_svd import (
 
 KEPT_SINGULAR = 64
 """Singular values of a head that a report keeps."""
-TEXT_SHARES = ", ".join(f"{100 * s:g} %" for s in SHARES)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

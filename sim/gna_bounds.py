@@ -79,7 +79,7 @@ def block_sparsity(gna: Gna, q_tile: Shape, kv_tile: Shape, tiling: str = "stati
 
 def why_cut(gna: Gna, d: int, q_tile: int, kv_tile: int, tiling: str) -> str:
     """The first of the conditions that a dimension breaks; in coordinates inside a dilation group."""
-    window, stride, dilation = gna.window[d], gna.stride[d], gna.dilation[d]
+    window, stride = gna.window[d], gna.stride[d]
     if gna.causal[d]:
         return "causal: the diagonal cuts tiles"
     if stride % q_tile:
@@ -92,8 +92,10 @@ def why_cut(gna: Gna, d: int, q_tile: int, kv_tile: int, tiling: str) -> str:
             f"windows start {offset} keys after a KV tile's first:"
             f" half the window less half the stride is no multiple of {kv_tile}"
         )
-    length = gna.layout[d] if dilation == 1 else -(-gna.layout[d] // dilation)
-    return f"the window at the far border starts at {length - window}, inside a KV tile of {kv_tile}"
+    last = [group.length - window for group, _ in groups_of(gna, d) if (group.length - window) % kv_tile]
+    if last:
+        return f"the window at the far border starts at {last[0]}, inside a KV tile of {kv_tile}"
+    return f"stride {stride} is no multiple of the KV tile's {kv_tile}, so that windows start inside its tiles"
 
 
 def natten_rule(gna: Gna, q_tile: Shape, kv_tile: Shape) -> bool:
