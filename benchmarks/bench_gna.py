@@ -55,7 +55,7 @@ def sweep_s(gpu: Gpu) -> tuple[float, int]:
     """(seconds, cases) of every stride with every legal pair of tiles."""
     kernel = kernel_for(gpu)
     problem = Problem(grid(*VIDEO, 0), heads=24, head_dim=128)
-    pairs = legal_pairs(problem, kernel)
+    pairs = legal_pairs(problem, kernel, gpu)
     start = time.process_time()
     swept = [all_strides(problem, gpu, kernel, pair) for pair in pairs]
     return time.process_time() - start, sum(len(s.time_s) for s in swept)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from einsight.cli import workload as options
-from einsight.cli.bias_input import KINDS, Given, length
+from einsight.cli.bias_input import DIMS, FREQUENCY, KINDS, POWER, SCALE, Given, length
 from einsight.cli.output import Json, print_json, print_lines, print_table
 from einsight.cli.parsing import CommandError, whole
 from einsight.einsum.ir import Cascade
@@ -48,12 +48,12 @@ def run(
     cache: options.Cache = None,
     target: options.Target = None,
     shared: Annotated[str, typer.Option(metavar="batch|heads|both|none", help="Who shares one matrix.")] = "batch",
-    power: Annotated[int, typer.Option(help="Of --kind polynomial.")] = 2,
-    dims: Annotated[int, typer.Option(help="Coordinates of the points of distance and sphere.")] = 3,
+    power: Annotated[int, typer.Option(help="Of --kind polynomial.")] = POWER,
+    dims: Annotated[int, typer.Option(help="Coordinates of the points of distance and sphere.")] = DIMS,
     points: Annotated[Path | None, typer.Option(metavar="FILE.npy", help="Points [tokens, D]; default: seeded.")] = None,
     classes: Annotated[Path | None, typer.Option(metavar="FILE.npy", help="Of --kind segments: a class per token.")] = None,
-    frequency: Annotated[float, typer.Option(help="Of --kind cosine, radians per position.")] = 0.01,
-    scale: Annotated[float, typer.Option(help="Factor of every kind but alibi and segments.")] = 1.0,
+    frequency: Annotated[float, typer.Option(help="Of --kind cosine, radians per position.")] = FREQUENCY,
+    scale: Annotated[float, typer.Option(help="Factor of every kind but alibi and segments.")] = SCALE,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="Draw singular values and time by rank.")] = None,
     as_json: Json = False,
 ) -> None:

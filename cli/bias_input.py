@@ -17,10 +17,13 @@ from einsight.sim.bias_analysis import Analysis, Wanted, of_exact, of_matrices
 from einsight.sim.bias_exact import BiasError, ExactBias
 from einsight.sim.bias_examples import point_cloud, toeplitz_bias, window_bias
 from einsight.sim.bias_split import FORMATS, digits
-from einsight.sim.bias_svd import Matrix, Probe
+from einsight.sim.bias_svd import LARGEST, Matrix, Probe
 
 Loaded = NDArray[np.floating]
-LARGEST, FINITE = 1e60, "below 1e60, so that errors stay finite: a smaller --power, --scale or --seq"
+FINITE = f"below {LARGEST[8]:g}, so that errors stay finite: a smaller --power, --scale or --seq"
+POWER, FREQUENCY, SCALE, DIMS = 2, 0.01, 1.0, 3
+"""What the options of a kind are when they are left out."""
+POINTED = ("distance", "weighted_distance", "sphere")
 _WINDOW = re.compile(r"([0-9]{1,5})(?:x([0-9]{1,5}))?")
 
 
@@ -55,6 +58,7 @@ class Given:
         for option, value in (("--frequency", self.frequency), ("--scale", self.scale)):
             if not np.isfinite(value):
                 raise CommandError(option, str(value), "a finite number")
+        self._all_used()
         if self.kind == "absolute":
             return self._absolute(wanted, probe)
         if self.kind is not None:
@@ -65,13 +69,27 @@ class Given:
         assert self.matrix is not None
         return self._matrix(load(self.matrix), wanted, probe)
 
+    def _all_used(self) -> None:
+        """Raises CommandError for an option that what is asked for has no use for."""
+        scaled = tuple(k for k in KINDS if k not in ("alibi", "segments"))
+        given: tuple[tuple[str, object, object, tuple[str, ...]], ...] = (
+            ("--power", self.power, POWER, ("polynomial",)), ("--frequency", self.frequency, FREQUENCY, ("cosine",)),
+            ("--scale", self.scale, SCALE, scaled), ("--classes", self.classes, None, ("segments",)),
+            ("--dims", self.dims, DIMS, POINTED), ("--points", self.points, None, POINTED),
+        )  # fmt: skip
+        for option, value, default, kinds in given:
+            if value != default and self.kind not in kinds:
+                raise CommandError(option, str(value), f"--kind {' or '.join(kinds)} beside it")
+        if self.window is not None and (self.table is None or self.kind is not None):
+            raise CommandError("--window", self.window, "--table FILE.npy beside it")
+
     @property
     def computed(self) -> Addition | None:
         """The fragment with which a kernel makes this bias itself, from positions, points or a table."""
         if self.kind in ("alibi", "linear"):
             return Addition("alibi")
         if self.kind == "distance":
-            return Addition("distance", (("x", self.dims),))
+            return Addition("distance", (("x", _points(self).shape[1]),))
         if self.table is not None and self.kind is None and (match := _WINDOW.fullmatch(self.window or "")):
             rows, columns = int(match[1]), int(match[2] or 0)
             if not columns:
@@ -93,9 +111,10 @@ class Given:
         assert self.kind is not None
         if self.kind not in KINDS:
             raise CommandError("--kind", self.kind, f"one of {', '.join((*KINDS, 'absolute'))}")
-        bias = KINDS[self.kind](self)
+        with np.errstate(over="ignore", invalid="ignore"):  # the factors' size is tested below
+            bias = KINDS[self.kind](self)
         largest = max(float(np.abs(part).max(initial=0.0)) for part in (bias.whole.query, bias.whole.key))
-        if not largest < LARGEST:
+        if not largest < LARGEST[8]:
             raise CommandError(f"--kind {self.kind}", f"factors as large as {largest:.3g}", FINITE)
         return bias, bias.whole.query.shape[1], bias.whole.key.shape[1]
 
@@ -202,10 +221,13 @@ def load(path: Path) -> Loaded:
     return array
 
 
-def _points(given: Given, dims: int) -> NDArray[np.float64]:
-    if given.points is not None:
-        return load(given.points).astype(np.float64)
-    return point_cloud(max(given.lengths), dims)
+def _points(given: Given) -> NDArray[np.float64]:
+    if given.points is None:
+        return point_cloud(max(given.lengths), given.dims)
+    points = load(given.points).astype(np.float64)
+    if points.ndim == 2 and given.dims not in (DIMS, points.shape[1]):
+        raise CommandError("--dims", str(given.dims), f"{points.shape[1]}, as {given.points} has (or leave it out)")
+    return points
 
 
 def _cut(given: Given, points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -225,7 +247,7 @@ def _same_tokens(given: Given, found: int, file: str) -> None:
 
 
 def _distance(given: Given, weighted: bool) -> ExactBias:
-    x, y = _cut(given, _points(given, given.dims))
+    x, y = _cut(given, _points(given))
     weights = np.random.default_rng(0).uniform(0.5, 1.5, len(x)) if weighted else None
     return exact.distance(x, y, [given.scale] * (given.heads or 1), weights)
 
@@ -236,7 +258,10 @@ def _segments(given: Given) -> ExactBias:
         raise CommandError("--kind segments", "not both files", expected)
     classes = load(given.classes)
     _same_tokens(given, len(classes), str(given.classes))
-    return exact.segments(load(given.table), classes)
+    bias = exact.segments(load(given.table), classes)
+    if given.heads not in (None, bias.heads):
+        raise CommandError("--heads", str(given.heads), f"{bias.heads}, as {given.table} has (or leave it out)")
+    return bias
 
 
 KINDS: Mapping[str, Callable[[Given], ExactBias]] = {
@@ -246,7 +271,7 @@ KINDS: Mapping[str, Callable[[Given], ExactBias]] = {
     "distance": lambda g: _distance(g, weighted=False),
     "weighted_distance": lambda g: _distance(g, weighted=True),
     "cosine": lambda g: exact.cosine(*g.lengths, [g.frequency] * (g.heads or 1), g.scale),
-    "sphere": lambda g: exact.sphere(*_cut(g, _points(g, g.dims)), [g.scale] * (g.heads or 1)),
+    "sphere": lambda g: exact.sphere(*_cut(g, _points(g)), [g.scale] * (g.heads or 1)),
     "segments": _segments,
 }
 """Kinds with exact factors."""

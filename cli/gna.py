@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from einsight.cli.parsing import CommandError, whole
 from einsight.sim.gna_advice import Advice, Choice, advise, every_stride, legal_pairs, over_windows, stride_choices
 from einsight.sim.gna_bounds import BlockSparsity, Bounds, block_sparsity, bounds, end_to_end, natten_rule
 from einsight.sim.gna_kernel import GnaKernel, TilePair, family_of, kernel_for, load_gna_kernel, names, runs_on
-from einsight.sim.gna_tiles import TILINGS, GnaTiles, Shape, count_tiles, padded_shape
+from einsight.sim.gna_tiles import TILINGS, GnaTiles, Shape, count_tiles, padded_shape, shape_from
 from einsight.sim.gna_time import GnaTime, Problem, predict_gna
 from einsight.sim.hardware import DTYPES, Gpu, load_hardware
 from einsight.sim.mask import Gna, restriction_from
@@ -65,13 +65,13 @@ def run(
     made = [_case(problem, name, gpu, kernel, asked, tiling) for name, gpu, kernel in named]
     if not made:
         made = [_case(problem, "", None, _some_kernel(problem), asked, tiling)]
-    if share is not None or dense_steps:
+    if share is not None or dense_steps or steps != 1:
         _check_share(share, dense_steps, steps)
     if every and (sweep != "strides" or plot is not None):
         asked_for = f"a sweep of {sweep or 'nothing'}" if sweep != "strides" else f"--plot {plot}, which draws the front"
         raise CommandError("--all", asked_for, "--sweep strides, without --plot")
     if sweep is not None or plot is not None:
-        return _sweep(problem, made, sweep, plot, every, as_json)
+        return _sweep(problem, made, asked is not None, sweep, plot, every, as_json)
     if as_json:
         return print_json(_json(problem, made, share, dense_steps, steps))
     _print(problem, made, share, dense_steps, steps)
@@ -94,7 +94,8 @@ class Case:
     @property
     def built(self) -> bool:
         """Whether the kernel comes with this pair of tiles."""
-        return any((t.q, t.kv) == (self.pair.q, self.pair.kv) for t in self.kernel.tiles)
+        here = self.gpu.architecture.name if self.gpu else ""
+        return any((t.q, t.kv) == (self.pair.q, self.pair.kv) and here not in t.not_on for t in self.kernel.tiles)
 
 
 def _case(
@@ -107,10 +108,11 @@ def _case(
     if gpu and not kernel.covers(problem.head_dim):
         known = f"one that {kernel.name} is built for: {_dims(kernel.head_dims)}"
         raise CommandError("--head-dim", str(problem.head_dim), known)
-    pair = asked or _default_pair(problem, kernel)
+    pair = asked or _default_pair(problem, kernel, gpu)
     chosen = tiling or kernel.tiling
     if chosen not in TILINGS:
         raise CommandError("--tiling", chosen, " or ".join(TILINGS))
+    kernel = replace(kernel, tiling=chosen)  # advice and sweeps are about what is asked, too
     tiles = count_tiles(problem.gna, pair.q, pair.kv, chosen)
     time = predict_gna(problem, gpu, kernel, pair.q, pair.kv, chosen) if gpu else None
     return Case(
@@ -126,9 +128,9 @@ def _mask(size: str, window: str | None, stride: str, dilation: str, causal: str
     if not size:
         raise CommandError("-i", None, "the grid of tokens, such as -i 30x48x80")
     spec = {"layout": size, "window": window or size, "stride": stride, "dilation": dilation, "causal": causal}
-    rank = len(size.split("x"))
+    rank = len(size.lower().split("x"))
     fields = {
-        name: "x".join([text] * rank) if isinstance(text, str) and "x" not in text and rank > 1 else text
+        name: "x".join([text] * rank) if isinstance(text, str) and "x" not in text.lower() and rank > 1 else text
         for name, text in spec.items()
     }
     found = restriction_from({"gna": fields})
@@ -169,9 +171,10 @@ def _asked_tiles(q_tile: str | None, kv_tile: str | None) -> TilePair | None:
 
 
 def _shape(option: str, text: str) -> Shape:
-    if not all(part.isdigit() and int(part) > 0 for part in text.split("x")):
+    found = shape_from(text)
+    if found is None:
         raise CommandError(option, text, "whole numbers such as 2x8x8")
-    return tuple(int(part) for part in text.split("x"))
+    return found
 
 
 def _target(text: str) -> tuple[str, Gpu, GnaKernel]:
@@ -187,8 +190,8 @@ def _target(text: str) -> tuple[str, Gpu, GnaKernel]:
     return text, gpu, kernel
 
 
-def _default_pair(problem: Problem, kernel: GnaKernel) -> TilePair:
-    found = legal_pairs(problem, kernel)
+def _default_pair(problem: Problem, kernel: GnaKernel, gpu: Gpu | None) -> TilePair:
+    found = legal_pairs(problem, kernel, gpu)
     if not found:
         most = max(t.head_dim for t in kernel.tiles)
         raise CommandError("--head-dim", str(problem.head_dim), f"at most {most}, which {kernel.name} is built for")
@@ -205,7 +208,7 @@ def _some_kernel(problem: Problem) -> GnaKernel:
 
 def _check_share(share: float | None, dense_steps: int, steps: int) -> None:
     if share is None or not 0 <= share <= 1:
-        raise CommandError("--share", str(share), "attention's share of the time, from 0 to 1")
+        raise CommandError("--share", None if share is None else str(share), "attention's share of the time, from 0 to 1")
     if steps < 1 or not 0 <= dense_steps <= steps:
         raise CommandError("--dense-steps", f"{dense_steps} of {steps}", "at most the number given by --steps")
 
@@ -214,7 +217,7 @@ def _check_share(share: float | None, dense_steps: int, steps: int) -> None:
 
 
 def _advice(problem: Problem, case: Case) -> Advice | None:
-    pairs = legal_pairs(problem, case.kernel)
+    pairs = legal_pairs(problem, case.kernel, case.gpu)
     return advise(problem, case.gpu, case.kernel, pairs) if case.gpu and pairs else None
 
 
@@ -302,7 +305,7 @@ def _rows(
     sparse = f"yes: {needed}" if case.sparsity.fully else f"no: {case.sparsity.reason}"
     if case.sparsity.fully != natten_rule(gna, case.pair.q, case.pair.kv) and case.tiling == "static":
         sparse += "; NATTEN's conservative rule says otherwise and masks"
-    foreign = f"; {case.kernel.name} has no such pair" if case.gpu and not case.built else ""
+    foreign = f"; {case.kernel.name} has no such pair there" if case.gpu and not case.built else ""
     rows = [
         ("mask", f"window {_by(gna.window)}, stride {_by(gna.stride)}, dilation {_by(gna.dilation)}{extra}"),
         ("sparsity", f"{100 * (1 - 1 / b.flop):.1f} %"),
@@ -365,7 +368,7 @@ def _by(values: Any) -> str:
 
 
 def _sweep(
-    problem: Problem, made: Sequence[Case], what: str | None, plot: Path | None, every: bool, as_json: bool
+    problem: Problem, made: Sequence[Case], asked: bool, what: str | None, plot: Path | None, every: bool, as_json: bool
 ) -> None:  # fmt: skip
     if what not in SWEEPS:
         raise CommandError("--sweep", what, " or ".join(SWEEPS))
@@ -373,7 +376,9 @@ def _sweep(
     if len(timed) != 1 or timed[0].gpu is None:
         raise CommandError("--sweep", f"{len(timed)} targets", "one --target")
     case = timed[0]
-    pairs = legal_pairs(problem, case.kernel) or (case.pair,)
+    pairs = (case.pair,) if asked else legal_pairs(problem, case.kernel, case.gpu)
+    if len(pairs[0].q) < len(problem.gna.layout):
+        raise CommandError("--q-tile", _by(pairs[0].q), f"{len(problem.gna.layout)} entries; a sweep has no plain 1-D tiling")
     if what == "windows":
         found = over_windows(problem, timed[0].gpu, case.kernel, pairs)
     elif every:

@@ -118,8 +118,8 @@ def _print_profiles(rows: Sequence[ProfileRow]) -> None:
     ]  # fmt: skip
     print_table("Attention kernels, beside NATTEN's profiler", columns, shown, wrap=("profile",))
     out = [abs(r.off) for r in rows if not r.fitted]
-    print_lines([f"held-out rows: {len(out)}, mean {100 * sum(out) / max(len(out), 1):.1f} %, worst {100 * max(out):.1f} %",
-                 ""])  # fmt: skip
+    off = f", mean {100 * sum(out) / len(out):.1f} %, worst {100 * max(out):.1f} %" if out else ""
+    print_lines([f"held-out rows: {len(out)}{off}", ""])
 
 
 def _print_generations(rows: Sequence[GenerationRow], gpu: Gpu) -> None:

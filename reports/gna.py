@@ -114,12 +114,11 @@ class DilatedRow:
 def count_rows(folder: Path) -> list[CountRow]:
     """Ours beside every row of NATTEN's block masks."""
     found = []
-    for row in _rows(folder / COUNTS, "rows"):
+    for row in _rows(folder / COUNTS, "rows", (*_MASK, "dilation", "is_causal", "q_tile", "kv_tile", *_COUNTED)):
         gna = _gna(row)
         q, kv = tuple(row["q_tile"]), tuple(row["kv_tile"])
         tiles = count_tiles(gna, q, kv)
-        published = [row[f"natten_{k}"] for k in ("num_q_tiles", "total_kv_tiles", "max_kv_tiles", "partial_tiles",
-                                                  "full_tiles")]  # fmt: skip
+        published = [row[name] for name in _COUNTED]
         ours = (tiles.q_tiles, tiles.total, tiles.most, tiles.masked, tiles.full)
         found.append(CountRow(f"{_mask(gna)} tiles {_by(q)} / {_by(kv)}", ours, tuple(published)))
     return found
@@ -129,7 +128,7 @@ def simulator_rows(folder: Path) -> list[SimulatorRow]:
     """The paper's end-to-end tables, measured on a B200; attention's share of the run is Table 1's."""
     paper, found = _end_to_end(), []
     gpu, kernel = paper.gpu, kernel_for(paper.gpu)
-    for row in _rows(folder / PAPER, "rows"):
+    for row in _rows(folder / PAPER, "rows", (*_MASK, "q_tile", "kv_tile", *_PAPER)):
         gna = _gna({"dilation": [1] * len(row["input_size"]), "is_causal": [False] * len(row["input_size"]), **row})
         bound = bounds(gna, count_tiles(gna, tuple(row["q_tile"]), tuple(row["kv_tile"])))
         steps = row["sa_steps"], row["total_steps"]
@@ -147,7 +146,7 @@ def simulator_rows(folder: Path) -> list[SimulatorRow]:
 def profile_rows(folder: Path) -> list[ProfileRow]:
     """Every forward profile; of profiles with a backward pass the forward kernel and no copies."""
     found = []
-    for record in _rows(folder / PROFILES, "records"):
+    for record in _rows(folder / PROFILES, "records", _PROFILE):
         gpu, kernel = _device(record["device"]), _kernel_of(record)
         problem = _problem(record["problem"])
         measured = [k["time_us"] * 1e-6 for k in record["kernels"]]
@@ -233,7 +232,7 @@ def _swept(rank: int, precision: str) -> list[Problem]:
 
 def _fused_seconds(problem: Problem, gpu: Gpu) -> float:
     kernel = kernel_for(gpu)
-    return best_tiles(problem, gpu, kernel, legal_pairs(problem, kernel))[0].total_s
+    return best_tiles(problem, gpu, kernel, legal_pairs(problem, kernel, gpu))[0].total_s
 
 
 DILATED: tuple[tuple[Shape, Shape, Shape], ...] = (
@@ -251,7 +250,7 @@ def dilated_rows(gpu: Gpu) -> list[DilatedRow]:
         gna = Gna(layout, window, (1,) * rank, dilation, (False,) * rank)
         problem = Problem(gna, heads=24, head_dim=64)
         plain = replace(problem, gna=replace(gna, dilation=(1,) * rank))
-        pair = legal_pairs(problem, kernel)[:1]
+        pair = legal_pairs(problem, kernel, gpu)[:1]
         best, without = (best_tiles(p, gpu, kernel, pair)[0] for p in (problem, plain))
         found.append(DilatedRow(_mask(gna), gpu.name, best.total_s, without.total_s, best.tile_speedup_max))
     return found
@@ -287,12 +286,34 @@ def _gpu(name: str) -> Gpu:
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path, key: str) -> Sequence[Mapping[str, Any]]:
+_MASK = ("input_size", "window_size", "stride")
+_COUNTED = tuple(f"natten_{k}" for k in ("num_q_tiles", "total_kv_tiles", "max_kv_tiles", "partial_tiles", "full_tiles"))
+_PAPER = (
+    "model", "sa_steps", "total_steps", "attention_share_of_e2e", "e2e_flopwise_paper", "e2e_nattensim_paper",
+    "e2e_actual_paper",
+)  # fmt: skip
+_PROFILE = (
+    "id", "device", "backend", "backprop", "kernels", "tile_config.q_tile", "tile_config.kv_tile",
+    *(f"problem.{k}" for k in (*_MASK, "dilation", "is_causal", "batch", "heads", "head_dim", "dtype")),
+)  # fmt: skip
+"""What the rows of a file must have."""
+
+
+def _rows(path: Path, key: str, needs: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    """The rows of a file. Raises PublishedRowsError: which row lacks which entry."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))[key]
     except (KeyError, TypeError, ValueError) as error:
         raise PublishedRowsError(f"{path}: found no list under '{key}' ({error}); expected NATTEN's published rows") from None
-    assert isinstance(found, list)
+    if not isinstance(found, list):
+        raise PublishedRowsError(f"{path}: found no list under '{key}'; expected NATTEN's published rows")
+    for number, row in enumerate(found):
+        for need in needs:
+            at = row
+            for part in need.split("."):
+                if not isinstance(at, Mapping) or part not in at:
+                    raise PublishedRowsError(f"{path}: {key}[{number}]: found no {need}; expected NATTEN's published rows")
+                at = at[part]
     return found
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from einsight.sim.bias_exact import Array, BiasError, ExactBias
 from einsight.sim.bias_svd import (
-    SHARES,
     Decomposition,
     Matrix,
     Probe,
@@ -27,7 +26,6 @@ from einsight.sim.bias_svd import (
 
 KEPT_SINGULAR = 64
 """Singular values of a head that a report keeps."""
-TEXT_SHARES = ", ".join(f"{100 * s:g} %" for s in SHARES)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +132,7 @@ def of_matrices(
     shape, found = (0, 0), None
     for h in range(number):
         if scales is None or h == 0:
-            (matrix,) = checked(of(h), f"head {h}")
+            (matrix,) = checked(of(h), title, h)
             shape = matrix.shape
             found = _decomposed(matrix, wanted, probe)
         assert found is not None

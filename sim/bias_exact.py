@@ -23,6 +23,10 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 
+FASTEST = 1e9
+"""Radians per position; far above the half turn beyond which waves repeat at whole positions."""
+
+
 class BiasError(ValueError):
     """A bias that cannot be: what was found, what was expected."""
 
@@ -141,23 +145,34 @@ def distance(
 
 
 def cosine(queries: int, keys: int, frequency: ArrayLike, scale: float = 1.0) -> ExactBias:
-    """scale * cos(w_h (i - j)). Rank 2, under softmax too: no term depends on the query alone.
-
-    Angles are formed in extended precision where the platform has it: w * 8192 rounded to fp64 is already off by 1e-12.
-    """
+    """scale * cos(w_h (i - j)). Rank 2, under softmax too: no term depends on the query alone."""
     w = np.atleast_1d(np.asarray(frequency, dtype=np.float64))
+    if not np.abs(w).max(initial=0.0) < FASTEST:
+        raise BiasError("frequency", f"{np.abs(w).max():g}", f"radians per position, below {FASTEST:g}")
     i, j = positions(queries, keys)
 
     def waves(p: NDArray[np.int64]) -> Array:
-        angle = w.astype(np.longdouble)[:, None] * p.astype(np.longdouble)
-        return np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float64)
+        return np.stack(_cos_sin(w, p), axis=-1)
 
     def rows(m: NDArray[np.integer]) -> Array:
-        angle = w.astype(np.longdouble)[:, None, None] * (i[m][:, None] - j).astype(np.longdouble)
-        return np.asarray(scale * np.cos(angle).astype(np.float64))
+        return np.asarray(scale * _cos_sin(w, i[m][:, None] - j)[0])
 
     both = Factors(scale * waves(i), waves(j))
     return ExactBias("cosine", both, both, rows, len(w))
+
+
+def _cos_sin(w: Array, p: NDArray[np.int64]) -> tuple[Array, Array]:
+    """Cosine and sine of w * p, shape (frequencies, *p.shape), each to a few roundings.
+
+    w * 8192 rounded to fp64 is already off by 1e-12, so the angle is never formed: of w in two pieces the products with
+    a position are exact, and the sum of the two angles is taken by the addition theorem.
+    """
+    scaled = w * (2.0**27 + 1.0)
+    high = scaled - (scaled - w)  # the upper half of the digits (Dekker 1971)
+    shape = (-1, *[1] * p.ndim)
+    a, b = high.reshape(shape) * p, (w - high).reshape(shape) * p
+    ca, sa, cb, sb = np.cos(a), np.sin(a), np.cos(b), np.sin(b)
+    return ca * cb - sa * sb, sa * cb + ca * sb
 
 
 def sphere(points_q: ArrayLike, points_k: ArrayLike | None = None, scale: ArrayLike = 1.0) -> ExactBias:

@@ -32,6 +32,8 @@ WHOLE = 2048
 """Matrices up to this side are decomposed whole when a quarter of their triplets is not enough."""
 PROBED_PAIRS = 2**20
 """Scores of one head that a probe computes at most: a bias of 128k positions is checked on 8 of its rows."""
+LARGEST = {4: 1e15, 8: 1e60}
+"""Of an element, by its bytes: sums of squares, and their squares, must stay numbers."""
 SHARES = (0.9, 0.95, 0.99, 0.995, 0.999)
 """Energies of the curve that is printed."""
 
@@ -107,8 +109,8 @@ class Decomposition:
         return {share: self.rank_for(share) for share in SHARES}
 
 
-def checked(bias: ArrayLike, where: str = "bias") -> Matrix:
-    """The bias as [heads, M, N] in floating point. Raises BiasError for what cannot be one."""
+def checked(bias: ArrayLike, where: str = "bias", first: int = 0) -> Matrix:
+    """The bias as [heads, M, N] in floating point. `first`: its first head's number. Raises BiasError."""
     array = np.asarray(bias)
     if array.dtype.kind == "c":
         raise BiasError(where, f"complex numbers ({array.dtype})", "real numbers")
@@ -119,13 +121,20 @@ def checked(bias: ArrayLike, where: str = "bias") -> Matrix:
     if array.dtype.kind != "f" or array.dtype.itemsize < 4:
         array = array.astype(np.float64 if array.dtype.kind != "f" else np.float32)
     matrices = array[None] if array.ndim == 2 else array
-    for head, matrix in enumerate(matrices):
+    limit = LARGEST[min(array.dtype.itemsize, 8)]
+    for head, matrix in enumerate(matrices, first):
         if not np.isfinite(matrix).all():
             what = "NaN" if np.isnan(matrix).any() else "infinity"
             m, n = np.argwhere(~np.isfinite(matrix))[0]
             raise BiasError(
                 f"{where}, head {head}, element [{m}, {n}]", what,
                 "finite numbers; a mask (-inf) stays a mask and does not belong into the bias",
+            )  # fmt: skip
+        if not max(-float(matrix.min()), float(matrix.max())) < limit:
+            m, n = np.argwhere(np.abs(matrix) >= limit)[0]
+            raise BiasError(
+                f"{where}, head {head}, element [{m}, {n}]", f"{matrix[m, n]:.3g}",
+                f"below {limit:g} in {array.dtype}, so that squares stay finite; a mask stays a mask, outside the bias",
             )  # fmt: skip
     return matrices
 
@@ -167,8 +176,9 @@ def _decompose(matrix: Matrix, energy: float, centred: bool, least: int, most: i
     largest = max(abs(float(matrix.min())), abs(float(matrix.max())))
     rest = matrix - means.astype(matrix.dtype)[:, None] if centred else matrix
     total = _sum_of_squares(rest)
-    if total <= (np.finfo(matrix.dtype).eps * largest) ** 2 * matrix.size:
-        total = 0.0  # a matrix of equal rows' elements: only the rounding of the mean is left
+    small = total <= (np.finfo(matrix.dtype).eps * largest) ** 2 * matrix.size
+    if small or (centred and not (matrix.max(axis=1) - matrix.min(axis=1)).any()):
+        total = 0.0  # every row is constant: only the rounding of its mean is left
     number = max(FIRST, least)
     cap = min(side, most or _cap(matrix))
     while True:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import log2, prod
+from functools import lru_cache
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,8 +94,8 @@ class Advice:
     front: tuple[Choice, ...]
 
 
-def legal_pairs(problem: Problem, kernel: GnaKernel) -> tuple[TilePair, ...]:
-    return kernel.legal_tiles(len(problem.gna.layout), problem.head_dim)
+def legal_pairs(problem: Problem, kernel: GnaKernel, gpu: Gpu | None = None) -> tuple[TilePair, ...]:
+    return kernel.legal_tiles(len(problem.gna.layout), problem.head_dim, gpu.architecture.name if gpu else "")
 
 
 def best_tiles(problem: Problem, gpu: Gpu, kernel: GnaKernel, pairs: Sequence[TilePair]) -> tuple[Choice, ...]:
@@ -155,7 +157,8 @@ def all_strides(problem: Problem, gpu: Gpu, kernel: GnaKernel, pair: TilePair) -
     """Every stride from 1 to the window in every dimension (of long windows a choice), with one pair of tiles."""
     gna = problem.gna
     strides = stride_choices(gna)
-    axes = [_axis(gna, d, strides[d], pair, kernel.tiling) for d in range(len(gna.layout))]
+    found = [_axis(gna, d, strides[d], pair, kernel.tiling) for d in range(len(gna.layout))]
+    axes = [counts for counts, _ in found]
     columns = [_outer([a[name] for a in axes]) for name in _FIELDS]
     q_tiles, total, full, uncut, most, most_full, fewest, fewest_full = columns
     fully = uncut == total
@@ -169,11 +172,21 @@ def all_strides(problem: Problem, gpu: Gpu, kernel: GnaKernel, pair: TilePair) -
     run = RunTiles(
         q_tiles, total, masked[0], most, masked[1], fewest, masked[2], dims, total / (q_tiles * dense)
     )  # fmt: skip
-    found = attention_times(problem, gpu, kernel, load_family(kernel.family), prod(pair.q), prod(pair.kv), run)
-    grid = np.meshgrid(*strides, indexing="ij")
-    stride = np.stack([g.ravel() for g in grid], axis=1).astype(np.int64)
+    times = attention_times(problem, gpu, kernel, load_family(kernel.family), prod(pair.q), prod(pair.kv), run)
     permute = permute_seconds(problem, gpu, kernel, pair.q, pair.kv)
-    return Strides(pair, stride, dense / most, q_tiles * dense / total, fully, found.time_s, permute)
+    alike = np.ix_(*(row for _, row in found))
+
+    def of_all(column: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(column.reshape([len(a["total"]) for a in axes])[alike].ravel())
+
+    worst, average = of_all(dense / most), of_all(q_tiles * dense / total)
+    return Strides(pair, _all_of(tuple(map(tuple, strides))), worst, average, of_all(fully), of_all(times.time_s), permute)
+
+
+@lru_cache(maxsize=8)
+def _all_of(choices: tuple[Shape, ...]) -> Ints:
+    """Every combination of one stride per dimension, shape (strides, rank): one array for all pairs of tiles."""
+    return np.stack([g.ravel() for g in np.meshgrid(*choices, indexing="ij")], axis=1).astype(np.int64)
 
 
 _FIELDS = ("q_tiles", "total", "full", "uncut", "most", "most_full", "fewest", "fewest_full")
@@ -190,10 +203,12 @@ def stride_choices(gna: Gna) -> list[list[int]]:
     return found
 
 
-def _axis(gna: Gna, d: int, strides: Sequence[int], pair: TilePair, tiling: str) -> dict[str, Array]:
-    """The counts of one dimension for every stride."""
+def _axis(gna: Gna, d: int, strides: Sequence[int], pair: TilePair, tiling: str) -> tuple[dict[str, Array], Ints]:
+    """The counts of one dimension that some stride has, each once, and for every stride which of them are its own."""
     rows = [axis_tiles(_with_stride(gna, d, s), d, pair.q[d], pair.kv[d], tiling) for s in strides]
-    return {name: np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in _FIELDS}
+    places = {row: k for k, row in enumerate(dict.fromkeys(rows))}
+    counts = {name: np.array([getattr(row, name) for row in places], dtype=np.float64) for name in _FIELDS}
+    return counts, np.array([places[row] for row in rows], dtype=np.int64)
 
 
 def _with_stride(gna: Gna, d: int, stride: int) -> Gna:
@@ -211,19 +226,13 @@ def _outer(columns: Sequence[Array], combine: np.ufunc = np.multiply) -> Array:
 def _nearest(
     problem: Problem, gpu: Gpu, kernel: GnaKernel, swept: Sequence[Strides], asked: Shape
 ) -> tuple[Choice, ...]:  # fmt: skip
-    """Fully block-sparse strides in order of distance, then of time."""
-    found: dict[Shape, tuple[float, float, TilePair]] = {}
-    for s in swept:
-        for stride, time in zip(s.stride[s.fully].tolist(), s.time_s[s.fully].tolist(), strict=True):
-            key = tuple(stride)
-            distance = sum(abs(log2(a / b)) for a, b in zip(key, asked, strict=True))
-            found[key] = min(found.get(key, (distance, np.inf, s.tiles)), (distance, time + s.permute_s, s.tiles), key=_by)
-    best = sorted(found.items(), key=lambda item: item[1][:2])[:NEAR]
-    return tuple(_at(problem, gpu, kernel, stride, entry[2]) for stride, entry in best)
-
-
-def _by(entry: tuple[float, float, TilePair]) -> tuple[float, float]:
-    return entry[:2]
+    """Fully block-sparse strides in order of distance, then of time, each with the fastest pair that makes it so."""
+    stride = swept[0].stride
+    total = np.stack([np.where(s.fully, s.time_s + s.permute_s, np.inf) for s in swept])
+    distance = np.abs(np.log2(stride / np.array(asked))).sum(axis=1)
+    distance[np.isinf(total.min(axis=0))] = np.inf
+    best = [i for i in np.lexsort((total.min(axis=0), distance))[:NEAR].tolist() if distance[i] < np.inf]
+    return tuple(_at(problem, gpu, kernel, tuple(stride[i].tolist()), swept[int(total[:, i].argmin())].tiles) for i in best)
 
 
 def _front(problem: Problem, gpu: Gpu, kernel: GnaKernel, swept: Sequence[Strides]) -> tuple[Choice, ...]:
@@ -232,8 +241,10 @@ def _front(problem: Problem, gpu: Gpu, kernel: GnaKernel, swept: Sequence[Stride
     stride = swept[0].stride
     shared = stride.prod(axis=1)
     kept: list[tuple[Shape, TilePair]] = []
+    order = np.lexsort((least, shared))
+    before = np.minimum.accumulate(np.concatenate([[np.inf], least[order][:-1]]))
     best = np.inf
-    for i in np.lexsort((least, shared)).tolist():
+    for i in order[least[order] < before].tolist():  # no other can be faster than all before
         if least[i] < 0.99 * best:
             best = float(least[i])
             kept.append((tuple(stride[i].tolist()), swept[int(pick[i])].tiles))

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from einsight.sim.gna_ranges import Group
-from einsight.sim.gna_tiles import GnaTiles, Shape, axis_tiles, count_tiles, pairs
+from einsight.sim.gna_ranges import Group, groups_of, pairs
+from einsight.sim.gna_tiles import GnaTiles, Shape, axis_tiles, count_tiles
 from einsight.sim.mask import Gna
 
 
@@ -58,7 +58,7 @@ def end_to_end(speedup: float, share: float, dense_steps: int = 0, steps: int = 
 def block_sparsity(gna: Gna, q_tile: Shape, kv_tile: Shape, tiling: str = "static") -> BlockSparsity:
     """By definition: are all keys of all visited tiles visible to all queries of their tile?
 
-    Keys that padding adds do not count: they need a bounds check, not the mask. With plain 1-D tiling they do.
+    Keys that padding adds do not count: they need a bounds check, not the mask.
     """
     if len(q_tile) < len(gna.layout):
         tiles = count_tiles(gna, q_tile, kv_tile, tiling)
@@ -79,7 +79,7 @@ def block_sparsity(gna: Gna, q_tile: Shape, kv_tile: Shape, tiling: str = "stati
 
 def why_cut(gna: Gna, d: int, q_tile: int, kv_tile: int, tiling: str) -> str:
     """The first of the conditions that a dimension breaks; in coordinates inside a dilation group."""
-    window, stride, dilation = gna.window[d], gna.stride[d], gna.dilation[d]
+    window, stride = gna.window[d], gna.stride[d]
     if gna.causal[d]:
         return "causal: the diagonal cuts tiles"
     if stride % q_tile:
@@ -92,8 +92,10 @@ def why_cut(gna: Gna, d: int, q_tile: int, kv_tile: int, tiling: str) -> str:
             f"windows start {offset} keys after a KV tile's first:"
             f" half the window less half the stride is no multiple of {kv_tile}"
         )
-    length = gna.layout[d] if dilation == 1 else -(-gna.layout[d] // dilation)
-    return f"the window at the far border starts at {length - window}, inside a KV tile of {kv_tile}"
+    last = [group.length - window for group, _ in groups_of(gna, d) if (group.length - window) % kv_tile]
+    if last:
+        return f"the window at the far border starts at {last[0]}, inside a KV tile of {kv_tile}"
+    return f"stride {stride} is no multiple of the KV tile's {kv_tile}, so that windows start inside its tiles"
 
 
 def natten_rule(gna: Gna, q_tile: Shape, kv_tile: Shape) -> bool:
@@ -105,9 +107,7 @@ def natten_rule(gna: Gna, q_tile: Shape, kv_tile: Shape) -> bool:
     if any(gna.causal) or len(q_tile) < len(gna.layout):
         return False
     for d, (q, k) in enumerate(zip(q_tile, kv_tile, strict=True)):
-        lengths = {-(-(gna.layout[d] - r) // gna.dilation[d]) for r in (0, gna.dilation[d] - 1)}
-        groups = (Group(n, gna.window[d], gna.stride[d], False) for n in lengths)
-        if not all(_natten_group_rule(group, q, k) for group in groups):
+        if not all(_natten_group_rule(group, q, k) for group, _ in groups_of(gna, d)):
             return False
     return True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from einsight.sim.gna_ranges import Ints, group_of, token_boxes
+from einsight.sim.gna_ranges import Ints, grid_tiles, group_of, token_boxes
 from einsight.sim.mask import Gna, Mask, MaskError
 from einsight.sim.tiles import PAIR_BUDGET, TileHistogram, tile_histogram
 
@@ -27,11 +27,29 @@ def flat_tiles(gna: Gna, q_tile: int, kv_tile: int) -> TileHistogram:
             f"gna: 1-D tiles of {q_tile} and {kv_tile} on a dilated grid of {tokens} tokens",
             f"a product of the tiles of at least {tokens**2 // PAIR_BUDGET}, or tiles with one entry per dimension",
         )
-    picked = np.unique(np.linspace(0, number - 1, SAMPLES).round().astype(np.int64))
+    picked, share = _picked(number)
     counts = np.array([_row_counts(gna, t * q_tile, min((t + 1) * q_tile, tokens) - 1, kv_tile) for t in picked.tolist()])
-    share = np.diff(np.arange(len(picked) + 1, dtype=np.int64) * number // len(picked))
     order = np.argsort(-counts[:, 0], kind="stable")
     return TileHistogram(counts[order, 0], counts[order, 0] - counts[order, 1], share[order], exact=False)
+
+
+def whole_at_end(gna: Gna, q_tile: int, kv_tile: int, exact: bool) -> int:
+    """Q tiles whose queries all see every key of the last KV tile, where that one reaches past the grid: pairs that are not
+    full, and not cut either. `exact`: of every Q tile, as in `flat_tiles`, or of those that stand for all."""
+    tokens = gna.tokens
+    if tokens % kv_tile == 0:
+        return 0
+    number = -(-tokens // q_tile)
+    picked, share = (np.arange(number, dtype=np.int64), np.ones(number, dtype=np.int64)) if exact else _picked(number)
+    first, last = picked * q_tile, np.minimum((picked + 1) * q_tile, tokens) - 1
+    start, end = np.array([tokens // kv_tile * kv_tile]), np.array([tokens - 1])
+    return int(share @ grid_tiles(gna, first, last, start, end)[1][:, 0])
+
+
+def _picked(number: int) -> tuple[Ints, Ints]:
+    """Evenly spaced Q tiles that stand for all, and for how many each stands."""
+    picked = np.unique(np.linspace(0, number - 1, SAMPLES).round().astype(np.int64))
+    return picked, np.diff(np.arange(len(picked) + 1, dtype=np.int64) * number // len(picked))
 
 
 def _row_counts(gna: Gna, first: int, last: int, kv_tile: int) -> tuple[int, int]:

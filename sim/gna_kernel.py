@@ -13,7 +13,7 @@ from pathlib import Path
 
 from einsight.sim import strict_yaml
 from einsight.sim.family import Family, load_family
-from einsight.sim.gna_tiles import TILINGS, Shape
+from einsight.sim.gna_tiles import TILINGS, Shape, shape_from
 from einsight.sim.hardware import KINDS, Gpu, Quantity
 from einsight.sim.strict_yaml import Item, SpecError, did_you_mean
 
@@ -22,11 +22,13 @@ MASKS = ("all", "cut")
 
 @dataclass(frozen=True, slots=True)
 class TilePair:
-    """A Q and a KV tile shape that the kernel is built for, for head dimensions up to `head_dim`."""
+    """A Q and a KV tile shape that the kernel is built for, for head dimensions up to `head_dim`; `not_on`: architectures
+    on which it is not."""
 
     head_dim: int
     q: Shape
     kv: Shape
+    not_on: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{'x'.join(map(str, self.q))} / {'x'.join(map(str, self.kv))}"
@@ -68,9 +70,10 @@ class GnaKernel:
         """Whether the kernel is built for this head dimension."""
         return head_dim in self.head_dims
 
-    def legal_tiles(self, rank: int, head_dim: int) -> tuple[TilePair, ...]:
-        """Tile pairs for a grid of `rank` dimensions: those of the narrowest row of head dimensions that covers it."""
-        covering = [t for t in self.tiles if len(t.q) == rank and t.head_dim >= head_dim]
+    def legal_tiles(self, rank: int, head_dim: int, architecture: str = "") -> tuple[TilePair, ...]:
+        """Tile pairs for a grid of `rank` dimensions: those of the narrowest row of head dimensions that covers it.
+        `architecture`: without those that are not built for it."""
+        covering = [t for t in self.tiles if len(t.q) == rank and t.head_dim >= head_dim and architecture not in t.not_on]
         narrowest = min((t.head_dim for t in covering), default=0)
         return tuple(t for t in covering if t.head_dim == narrowest)
 
@@ -141,15 +144,16 @@ def _head_dims(item: Item, most: int) -> tuple[int, ...]:
 
 
 def _tile(item: Item) -> TilePair:
-    t = item.table(required=("head_dim", "q", "kv"))
-    return TilePair(t["head_dim"].integer(1), _shape(t["q"]), _shape(t["kv"]))
+    t = item.table(required=("head_dim", "q", "kv"), optional=("not_on",))
+    not_on = tuple(i.text() for i in t["not_on"].items()) if "not_on" in t else ()
+    return TilePair(t["head_dim"].integer(1), _shape(t["q"]), _shape(t["kv"]), not_on)
 
 
 def _shape(item: Item) -> Shape:
-    text = item.text()
-    if not all(part.isdigit() and int(part) > 0 for part in text.split("x")):
+    found = shape_from(item.text())
+    if found is None:
         raise item.error("a tile shape such as 2x8x8")
-    return tuple(int(part) for part in text.split("x"))
+    return found
 
 
 def _quantity(item: Item) -> Quantity:

@@ -14,6 +14,7 @@ keys. Dimensions are independent: a box of queries sees a pair in a box of keys 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,18 @@ class Group:
         start = np.clip(leader - self.window // 2, 0, self.length - self.window)
         return start, start + self.window
 
+    @property
+    def pairs(self) -> int:
+        """Not causal: every query sees a whole window. Causal: i + 1 keys less those before the start, stride by stride."""
+        if not self.causal:
+            return self.length * self.window
+        whole, rest = divmod(self.length, self.stride)
+        begin = min(max(-(-(self.window - self.stride) // self.stride), 0), whole)  # first stride with a start above zero
+        steps = whole - begin
+        first = begin * self.stride + self.stride - self.window
+        skipped = self.stride * (steps * first + self.stride * steps * (steps - 1) // 2)
+        return self.length * (self.length + 1) // 2 - skipped - rest * (self.length - self.window)
+
 
 def group_of(gna: Gna, dimension: int, residue: int = 0) -> Group:
     """The tokens of a dimension whose coordinate is `residue` modulo the dilation."""
@@ -52,14 +65,21 @@ def group_of(gna: Gna, dimension: int, residue: int = 0) -> Group:
     return Group(length, gna.window[d], gna.stride[d], gna.causal[d])
 
 
+def groups_of(gna: Gna, dimension: int) -> list[tuple[Group, int]]:
+    """The distinct dilation groups of a dimension and how many of each there are: at most two lengths."""
+    dilation = gna.dilation[dimension]
+    longer = gna.layout[dimension] % dilation
+    return [(group_of(gna, dimension, residue), n) for residue, n in ((0, longer), (longer, dilation - longer)) if n]
+
+
 def pairs_along(gna: Gna, dimension: int) -> int:
-    """Visible (query, key) pairs of one dimension alone; the pairs of the mask are the product over dimensions."""
-    total = 0
-    for residue in range(gna.dilation[dimension]):
-        group = group_of(gna, dimension, residue)
-        start, end = group.windows(np.arange(group.length, dtype=np.int64))
-        total += int((end - start).sum())
-    return total
+    """Visible (query, key) pairs of one dimension alone."""
+    return sum(number * group.pairs for group, number in groups_of(gna, dimension))
+
+
+def pairs(gna: Gna) -> int:
+    """Visible (query, key) pairs of the mask: the product over dimensions."""
+    return prod(pairs_along(gna, d) for d in range(len(gna.layout)))
 
 
 def grid_tiles(gna: Gna, first: Ints, last: Ints, start: Ints, end: Ints) -> tuple[Flags, Flags]:

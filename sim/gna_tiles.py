@@ -17,6 +17,7 @@ Plain 1-D tiling (tiles of consecutive row-major tokens) is counted by `gna_flat
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -24,8 +25,8 @@ from math import lcm, prod
 
 import numpy as np
 
-from einsight.sim.gna_flat import flat_tiles
-from einsight.sim.gna_ranges import Group, Ints, group_of
+from einsight.sim.gna_flat import flat_tiles, whole_at_end
+from einsight.sim.gna_ranges import Group, Ints, groups_of
 from einsight.sim.mask import Gna, MaskError
 
 TILINGS = ("static", "dynamic")
@@ -129,6 +130,14 @@ def check_tiles(gna: Gna, q_tile: Shape, kv_tile: Shape, tiling: str) -> None:
         raise MaskError("gna: dynamic tiling with 1-D tiles", f"tiles with {rank} entries, or static tiling")
 
 
+def shape_from(text: str) -> Shape | None:
+    """2x8x8 as (2, 8, 8); None for anything but positive whole numbers."""
+    parts = text.lower().split("x")
+    if not all(re.fullmatch("[0-9]{1,40}", part) and int(part) for part in parts):
+        return None
+    return tuple(map(int, parts))
+
+
 def padded_shape(gna: Gna, tile: Shape) -> Shape:
     """The grid after padding: every dilation group as long as the longest one, in whole tiles."""
     if len(tile) < len(gna.layout):
@@ -137,29 +146,15 @@ def padded_shape(gna: Gna, tile: Shape) -> Shape:
     return tuple(-(-n // t) * t * d for n, t, d in zip(longest, tile, gna.dilation, strict=True))
 
 
-def pairs(gna: Gna) -> int:
-    """Visible (query, key) pairs of the mask."""
-    return prod(
-        sum(number * _group_pairs(group) for group, number in _groups(gna, d)) for d in range(len(gna.layout))
-    )  # fmt: skip
-
-
 def axis_tiles(gna: Gna, d: int, q_tile: int, kv_tile: int, tiling: str = "static") -> AxisTiles:
     """The counts along dimension d alone."""
-    parts = [(_group_tiles(group, q_tile, kv_tile, tiling == "dynamic"), n) for group, n in _groups(gna, d)]
+    parts = [(_group_tiles(group, q_tile, kv_tile, tiling == "dynamic"), n) for group, n in groups_of(gna, d)]
     most, most_full = max(((p.most, -p.most_full) for p, _ in parts))
     fewest, fewest_full = min((p.fewest, p.fewest_full) for p, _ in parts)
     q_tiles, total, full, uncut = (
         sum(getattr(p, name) * n for p, n in parts) for name in ("q_tiles", "total", "full", "uncut")
     )
     return AxisTiles(q_tiles, total, full, uncut, most, -most_full, fewest, fewest_full)
-
-
-def _groups(gna: Gna, d: int) -> list[tuple[Group, int]]:
-    """The distinct dilation groups of a dimension and how many of each there are: at most two lengths."""
-    dilation = gna.dilation[d]
-    longer = gna.layout[d] % dilation
-    return [(group_of(gna, d, residue), n) for residue, n in ((0, longer), (longer, dilation - longer)) if n]
 
 
 def _by_masked_dimensions(axes: list[AxisTiles]) -> tuple[int, ...]:
@@ -233,18 +228,6 @@ def _counts(group: Group, tile: Ints, q_tile: int, kv_tile: int, dynamic: bool) 
     return visited, full, uncut
 
 
-def _group_pairs(group: Group) -> int:
-    """Not causal: every query sees a whole window. Causal: i + 1 keys less those before the start, group by group."""
-    if not group.causal:
-        return group.length * group.window
-    whole, rest = divmod(group.length, group.stride)
-    begin = min(max(-(-(group.window - group.stride) // group.stride), 0), whole)  # first group with a start above zero
-    steps = whole - begin
-    first = begin * group.stride + group.stride - group.window
-    skipped = group.stride * (steps * first + group.stride * steps * (steps - 1) // 2)
-    return group.length * (group.length + 1) // 2 - skipped - rest * (group.length - group.window)
-
-
 # -- plain 1-D tiling ------------------------------------------------------------------------------------------------
 
 
@@ -252,8 +235,9 @@ def _flat_tiles(gna: Gna, q_tile: int, kv_tile: int) -> GnaTiles:
     tokens = gna.tokens
     found = flat_tiles(gna, q_tile, kv_tile)
     total, masked = int(found.total @ found.blocks), int(found.masked @ found.blocks)
+    uncut = total - masked + whole_at_end(gna, q_tile, kv_tile, found.exact)
     return GnaTiles(
-        q_tiles=int(found.blocks.sum()), total=total, full=total - masked, uncut=total - masked,
+        q_tiles=int(found.blocks.sum()), total=total, full=total - masked, uncut=uncut,
         most=int(found.total[0]), most_full=int(found.full[0]), fewest=int(found.total[-1]),
         fewest_full=int(found.full[-1]), dense=-(-tokens // kv_tile), by_masked_dimensions=(total - masked, masked),
         q_padding=-(-tokens // q_tile) * q_tile / tokens, kv_padding=-(-tokens // kv_tile) * kv_tile / tokens,

@@ -29,8 +29,6 @@ from einsight.sim.schedule import Array
 
 CASCADE = "one_pass"
 """The cascade of every fused neighborhood attention kernel: softmax attention in one pass over the keys."""
-TENSORS_PERMUTED = 4
-"""Queries, keys and values into tile order, outputs back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +200,7 @@ def attention_plan(dtype: str) -> Plan:
 def permute_seconds(problem: Problem, gpu: Gpu, kernel: GnaKernel, q_tile: Shape, kv_tile: Shape) -> float:
     """Copies of Q, K, V and O, padded, read and written once each: by the rate of the copies, never above memory's.
 
-    None where tokens already lie in tile order: one dimension without dilation (or kernels that load tiles as boxes).
+    Zero where tokens already lie in tile order: one dimension without dilation (or kernels that load tiles as boxes).
     """
     gna = problem.gna
     in_order = len(gna.layout) == 1 and gna.dilation[0] == 1

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from math import prod
 
-from einsight.sim.gna_tiles import Shape, count_tiles, pairs
+from einsight.sim.gna_ranges import pairs
+from einsight.sim.gna_tiles import Shape, count_tiles
 from einsight.sim.gna_time import Problem
 from einsight.sim.hardware import DTYPE_BYTES, Gpu
 

@@ -258,7 +258,12 @@ def _first(work: KernelWork, cases: Cases, gpu: Gpu, family: Family) -> Array:
 
 
 def _whole(tensor: Tensor, cases: Cases) -> Array:
+    """Bytes of a tensor that some block reads: of the keys those that a query needs, and of a tensor with an element per query
+    and key, a bias matrix, the tiles that run."""
     touched = cases.touched if KEY in tensor.ranks else ONE
+    if KEY in tensor.ranks and QUERY in tensor.ranks:
+        steps = np.ceil(cases.sizes[KEY] / cases.block_n)
+        touched = np.minimum(touched, cases.tiles.total / np.maximum(cases.tiles.blocks * steps, 1.0))
     return elements(tensor, cases.sizes) * cases.widths[tensor.name] * touched
 
 

@@ -16,6 +16,7 @@ description serves prefill (M = N), chunked prefill and decode (M < N).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,8 +25,9 @@ from numbers import Integral
 from typing import Any, ClassVar
 
 MAX_SIZE = 1 << 40
-MOST_PAIRS = 1 << 62  # pairs are counted in 64 bits
 """Above any count of tokens; keeps arithmetic within 64 bits."""
+MOST_PAIRS = 1 << 62
+"""Pairs are counted in 64 bits."""
 
 MAX_BLOCKS = 8192
 """Most blocks of a block mask along one side (a million keys in blocks of 128)."""
@@ -337,6 +339,8 @@ def _gna_from(value: Any) -> Gna:
     layout = _per_dimension("gna: layout", entries["layout"], None)
     rank = len(layout)
     causal = _per_dimension("gna: causal", entries.get("causal", False), rank, flags=True)
+    if any(c not in (0, 1) for c in causal):
+        raise MaskError(f"gna: causal is {entries['causal']!r}", "true or false (or 1 and 0), once or per dimension")
     return Gna(
         layout,
         _per_dimension("gna: window", entries["window"], rank),
@@ -376,7 +380,7 @@ def _per_dimension(name: str, value: Any, rank: int | None, flags: bool = False)
     """30x48x80, [30, 48, 80] or one value for all dimensions, as a tuple."""
     if isinstance(value, str):
         parts: Sequence[Any] = value.lower().split("x")
-        if not all(part.strip().isdigit() for part in parts):
+        if not all(re.fullmatch(r"\s*[0-9]{1,40}\s*", part) for part in parts):
             raise MaskError(f"{name} is {value!r}", "integers such as 30x48x80 or [30, 48, 80]")
         value = [int(part) for part in parts]
     if isinstance(value, Sequence):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from einsight.sim.gna_ranges import pairs_along
+from einsight.sim.gna_ranges import pairs
 from einsight.sim.mask import Blocks, Gna, Mask
 from einsight.sim.tiles import Edges, Flags, Ints, edges, keeper
 
@@ -67,10 +67,7 @@ def live_points(mask: Mask, m: int, n: int) -> int:
     """The number of (query, key) pairs that exist. Closed form without a block list, else one step per query."""
     mask.check(m, n)
     if mask.gna is not None:
-        total = 1
-        for d in range(len(mask.gna.layout)):
-            total *= pairs_along(mask.gna, d)
-        return total
+        return pairs(mask.gna)
     if mask.blocks is not None:
         return _listed_points(mask, mask.blocks, m, n)
     return _band_points(mask, m, n)

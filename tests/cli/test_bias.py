@@ -30,6 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pair": pair_bias(96)[1], "nan": np.where(np.arange(12).reshape(3, 4) == 5, np.nan, 1.0),
         "complex": np.eye(3) * 1j, "text": np.array([["a"]]), "flat": np.zeros(7), "half": tables[:2].astype(np.float16),
         "classes": np.arange(64) % 3, "points": rng.normal(size=(64, 2)),
+        "kinds": rng.normal(size=(2, 3, 3)), "huge": np.where(np.arange(24).reshape(2, 3, 4) == 15, 1e300, 1.0),
     }.items():  # fmt: skip
         np.save(folder / f"{name}.npy", array)
     (folder / "broken.npy").write_bytes(b"not an array")
@@ -153,6 +154,17 @@ def test_an_array_has_times_and_a_tile_loop_of_its_rows(einsight: Einsight) -> N
     assert einsight(*words, "--json").json["traffic"]["fusemax"]["tile_loop"]["block_m"] > 0
 
 
+def test_a_kernel_that_makes_distances_takes_the_coordinates_of_the_file(einsight: Einsight, files: Path) -> None:
+    """Points with 2 coordinates: the same work as --dims 2, not as the default of 3."""
+    words = ("bias", "--kind", "distance", "--heads", "8", "--target", "h100-sxm", "--json")
+    of_file = einsight(*words, "--points", str(files / "points.npy")).json
+    plane = einsight(*words, "--dims", "2", "--seq", "64").json
+    assert of_file["rank"] == plane["rank"] == [3] * 8
+    assert of_file["times"]["h100-sxm"]["computed_s"] == plane["times"]["h100-sxm"]["computed_s"]
+    space = einsight(*words, "--dims", "3", "--seq", "64").json
+    assert space["times"]["h100-sxm"]["computed_s"] != plane["times"]["h100-sxm"]["computed_s"]
+
+
 def test_what_is_not_useful_is_said_with_its_curve(einsight: Einsight, files: Path) -> None:
     ran = einsight("bias", "--table", str(files / "noise.npy"), "--window", "24x24", "--target", "h100-sxm", "--batch", "64")
     assert "is not useful" in ran.out and "keep the matrix" in ran.out and "99.5 %" in ran.out
@@ -198,6 +210,15 @@ def test_what_is_not_useful_is_said_with_its_curve(einsight: Einsight, files: Pa
         (("--kind", "polynomial", "--seq", "512", "--power", "100"), "errors stay finite"),
         (("--kind", "distance", "--points", "points.npy", "--seq", "65"), "64, as points.npy has tokens"),
         (("--kind", "segments", "--table", "swin.npy", "--classes", "classes.npy", "--seq", "7"), "as classes.npy has tokens"),
+        (("--kind", "segments", "--table", "kinds.npy", "--classes", "classes.npy", "--heads", "3"), "2, as kinds.npy has"),
+        (("--kind", "distance", "--points", "points.npy", "--dims", "5"), "2, as points.npy has"),
+        (("--kind", "alibi", "--heads", "2", "--seq", "64", "--scale", "7"), "--kind linear or polynomial"),
+        (("--kind", "alibi", "--heads", "2", "--seq", "64", "--window", "12x12"), "--table FILE.npy beside it"),
+        (("--matrix", "matrix.npy", "--power", "3"), "--kind polynomial beside it"),
+        (("--kind", "linear", "--seq", "64", "--points", "points.npy"), "--kind distance or weighted_distance or sphere"),
+        (("--kind", "linear", "--seq", "64", "--classes", "classes.npy"), "--kind segments beside it"),
+        (("--matrix", "huge.npy"), "head 1, element [0, 3]: found 1e+300; expected below 1e+60"),
+        (("--kind", "polynomial", "--seq", "512", "--power", "500"), "factors as large as inf"),
     ],
 )  # fmt: skip
 def test_bad_input_says_what_is_wrong(

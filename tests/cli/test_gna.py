@@ -148,10 +148,17 @@ REFUSED = [
     (("gna", "-i", "4000000000", "--q-tile", "1", "--kv-tile", "1"), "at most 2^62 pairs"),
     (("gna", "-i", "4000000000", "-w", "64", "--q-tile", "1", "--kv-tile", "1"), "more than 2^62 tiles"),
     (("gna", "-i", "9" * 40, "-w", "5"), "at most 2^62 pairs"),
+    (("gna", "-i", "\u00b2x64"), "expected integers such as 30x48x80"),
+    (("gna", "-i", "9" * 5000), "expected integers such as"),
+    (("gna", "-i", "64", "-w", "8", "--q-tile", "9" * 5000, "--kv-tile", "8"), "such as 2x8x8"),
     (("gna", "-i", "64", "-w", "8", "--share", "2"), "from 0 to 1"),
+    (("gna", "-i", "64", "-w", "8", "--dense-steps", "2"), "--share: found nothing; expected attention's share"),
+    (("gna", "-i", "64", "-w", "8", "--steps", "50"), "--share: found nothing"),
     (("gna", "-i", "64", "-w", "8", "--sweep", "tiles", "--target", "h100-sxm"), "strides or windows"),
     (("gna", "-i", "64", "-w", "8", "--sweep", "strides"), "expected one --target"),
     (("gna", "-i", "64", "-w", "8", "--plot", "x.svg"), "--sweep: found nothing"),
+    (("gna", "-i", "8x8", "-w", "4", "--target", "h100-sxm", "--head-dim", "128", "--sweep", "strides", "--q-tile", "64",
+      "--kv-tile", "64"), "a sweep has no plain 1-D tiling"),
 ]
 
 
@@ -167,6 +174,28 @@ def test_dense_attention_with_and_without_padding(einsight: Einsight) -> None:
     whole, padded = (einsight("gna", "-i", grid, *words).out for grid in ("16x16", "15x16"))
     assert "; 0 need a mask" in whole and "yes: no score needs the mask\n" in whole
     assert "; 0 need a mask" not in padded and "the mask, the padded end of the grid aside\n" in padded
+
+
+def test_sweeps_and_advice_are_about_the_tiles_and_tiling_that_are_asked(einsight: Einsight) -> None:
+    small = ("gna", "-i", "16x32", "-w", "8x8", "--head-dim", "128", "--target", "h100-sxm", "--json")
+    tiles = ("--q-tile", "8x4", "--kv-tile", "4x8")
+    for sweep in ("strides", "windows"):
+        points = einsight(*small, "--sweep", sweep, *tiles).json["points"]
+        assert {(tuple(p["q_tile"]), tuple(p["kv_tile"])) for p in points} == {((8, 4), (4, 8))}
+    static, dynamic = (einsight(*small, "-s", "4x4", "--tiling", t).json for t in ("static", "dynamic"))
+    for found in (static, dynamic):
+        of_pair = {(tuple(c["q_tile"]), tuple(c["kv_tile"])): c for c in found["targets"]["h100-sxm"]["advice"]["tiles"]}
+        own = of_pair[tuple(found["q_tile"]), tuple(found["kv_tile"])]
+        assert own["time_s"] == pytest.approx(found["time_s"]) and own["tile_speedup_max"] == found["tile_speedup_max"]
+    assert static["tile_speedup_max"] < dynamic["tile_speedup_max"]
+
+
+def test_a_capital_x_is_a_cross_too(einsight: Einsight) -> None:
+    small, capital = (
+        einsight("gna", "-i", f"30{x}48", "-w", "6", "-s", f"2{x}3", "--q-tile", f"2{x}8", "--kv-tile", f"2{x}8", "--json").json
+        for x in "xX"
+    )
+    assert small == capital and small["window_size"] == [6, 6]
 
 
 def test_tiles_without_a_target_are_no_kernel_s(einsight: Einsight) -> None:

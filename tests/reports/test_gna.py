@@ -80,3 +80,35 @@ def test_a_wrong_count_falls_short(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / gna.PROFILES).write_text("[]")
     assert main(["reproduce", "gna", "--reference", str(tmp_path)]) == 2
     assert gna.PROFILES in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "row", "lacks"),
+    [
+        (gna.COUNTS, "rows", {"input_size": [64]}, "rows[0]: found no window_size"),
+        (gna.PAPER, "rows", 7, "rows[0]: found no input_size"),
+        (gna.PROFILES, "records", {**dict.fromkeys(("id", "device", "backend", "backprop", "kernels")), "tile_config": {}},
+         "records[0]: found no tile_config.q_tile"),
+        (gna.PROFILES, "records", None, "found no list under 'records'"),
+    ],
+)  # fmt: skip
+def test_rows_without_an_entry_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, key: str, row: object, lacks: str
+) -> None:
+    for name, of in ((gna.COUNTS, "rows"), (gna.PAPER, "rows"), (gna.PROFILES, "records")):
+        (tmp_path / name).write_text(json.dumps({of: []}))
+    (tmp_path / file).write_text(json.dumps({key: [row] if row is not None else "none"}))
+    assert main(["reproduce", "gna", "--reference", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert file in err and lacks in err
+
+
+def test_a_folder_whose_profiles_were_all_fitted_has_nothing_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = json.loads((reference() / gna.PROFILES).read_text())["records"]
+    fitted = [r for r in records if r["id"] == "profiler-1d-32k-cudnn-h100"]
+    for name, text in ((gna.COUNTS, {"rows": []}), (gna.PAPER, {"rows": []}), (gna.PROFILES, {"records": fitted})):
+        (tmp_path / name).write_text(json.dumps(text))
+    assert main(["reproduce", "gna", "--reference", str(tmp_path)]) == 0
+    assert "held-out rows: 0\n" in capsys.readouterr().out

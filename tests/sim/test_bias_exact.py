@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ KINDS: dict[str, tuple[Callable[[int], ExactBias], int, int]] = {
     "distance 3-D": (lambda n: exact.distance(cloud(n)), 5, 4),
     "distance 3-D far from the origin": (lambda n: exact.distance(cloud(n) + 1000.0), 5, 4),
     "distance 3-D, a weight per query": (lambda n: exact.distance(cloud(n), weights=RNG.uniform(0.1, 2.0, n)), 5, 4),
-    "cosine": (lambda n: exact.cosine(n, n, [0.01, 1.7]), 2, 2),
+    "cosine": (lambda n: exact.cosine(n, n, [1.7, 2.9]), 2, 2),
     "sphere": (lambda n: exact.sphere(cloud(n)), 3, 3),
     "segments": (lambda n: exact.segments(RNG.normal(size=(3, 6, 6)), np.arange(n) % 6), 6, 5),
 }  # fmt: skip
@@ -74,6 +75,20 @@ def test_scores_within_8_eps_and_output_within_1e_12(kind: str, n: int) -> None:
         assert np.abs(off).max() <= 8 * EPS * np.abs(scores).max()
         wanted = softmax(scores + mask, values)
         np.testing.assert_allclose(softmax(queries @ keys.T + made + mask, values), wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("frequency", [0.01, 1.3, 2.9, 123.456])
+def test_cosines_of_long_angles_are_right_to_a_few_roundings(frequency: float) -> None:
+    """Against the angle reduced by a pi of 60 digits: scores, and the definition that other tests compare with."""
+    turn = 2 * Fraction("3.14159265358979323846264338327950288419716939937510582097494459")
+    bias = exact.cosine(777, 8191, [frequency], 2.0)
+    rows, keys = np.array([0, 400, 776]), np.arange(0, 8191, 91)
+    angles = [[Fraction(frequency) * int(m + 8191 - 777 - n) for n in keys] for m in rows]
+    true = 2.0 * np.cos([[float(a - round(a / turn) * turn) for a in row] for row in angles])
+    for made in (bias.whole.scores(rows)[0], bias.rows(rows)[0]):
+        assert np.abs(made[:, keys] - true).max() <= 4 * EPS * 2.0
+    with pytest.raises(BiasError, match="radians per position"):
+        exact.cosine(8, 8, [np.nan])
 
 
 def test_alibi_punishes_distance() -> None:

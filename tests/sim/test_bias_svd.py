@@ -108,7 +108,13 @@ def test_a_limit_is_kept_and_the_rank_unknown() -> None:
         found.factors()
 
 
-@pytest.mark.parametrize("matrix", [np.zeros((5, 7)), np.ones((5, 7)) * np.arange(5)[:, None]])
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.zeros((5, 7)), np.ones((5, 7)) * np.arange(5)[:, None], np.full((50, 50), 3.3),
+        np.ones((9, 50)) * 0.1 * np.arange(9)[:, None],
+    ],
+)  # fmt: skip
 def test_rows_of_constants_need_no_factors_under_softmax(matrix: np.ndarray) -> None:
     assert factorise(matrix, 0.99).ranks == (0,)
     assert factorise(matrix, 0.99).factors().rank == 0
@@ -180,6 +186,8 @@ def test_heads_that_are_multiples_are_decomposed_once() -> None:
         (np.zeros(4), 0.9, "shape"),
         (np.zeros((0, 3)), 0.9, "shape"),
         (np.array([["a", "b"]]), 0.9, "elements of type"),
+        (np.array([[1.0, -1e61]]), 0.9, r"element \[0, 1\]: found -1e\+61; expected below 1e\+60 in float64"),
+        (np.array([[3.4e38, 1.0]], dtype=np.float32), 0.9, "below 1e\\+15 in float32"),
         (np.eye(2), 0.0, r"\(0, 1\]"),
         (np.eye(2), 1.5, r"\(0, 1\]"),
         (np.eye(2), float("nan"), r"\(0, 1\]"),

@@ -17,6 +17,7 @@ from einsight.sim.bias_times import bias_times, concatenated, dense_kind, with_f
 from einsight.sim.family import load_family
 from einsight.sim.hardware import Gpu, load_hardware
 from einsight.sim.mapping import Mapping
+from einsight.sim.mask_pairs import members
 from einsight.sim.predict import estimate_of, predict
 from einsight.sim.workload import Workload
 
@@ -37,6 +38,15 @@ def test_a_matrix_is_read_once_for_all_who_share_it(per_sequence: bool, per_head
     kind = dense_kind(per_sequence, per_head)
     extra = hbm(with_matrix(PLAIN, kind)) - hbm(PLAIN)
     assert 0.99 * copies * 2 * N * N <= extra <= 1.01 * B * H * 2 * N * N
+
+
+@pytest.mark.parametrize("mask", [None, "causal", ["causal", {"window": 512}], [{"blocks": {"size": 128, "density": 0.25}}]])
+def test_of_a_matrix_the_tiles_that_run_are_read(mask: object) -> None:
+    """A kernel that skips a tile does not load its bias: 128 x 64 elements for every tile with a visible pair."""
+    short = Workload.attention(heads=H, seq_q=1024, head_dim=64, mask=mask)
+    seen = members(short.mask, 1024, 1024).reshape(1024 // 128, 128, 1024 // 64, 64).any(axis=(1, 3))
+    found = [predict(w, TARGET, mapping=Mapping(128, 64)).bytes_by_memory["HBM"] for w in (with_matrix(short), short)]
+    assert found[0] - found[1] == pytest.approx(2 * H * 128 * 64 * seen.sum())
 
 
 BIASES = [

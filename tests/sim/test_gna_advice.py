@@ -21,7 +21,7 @@ from einsight.sim.gna_advice import (
 from einsight.sim.gna_bounds import block_sparsity, bounds
 from einsight.sim.gna_kernel import kernel_for, load_gna_kernel
 from einsight.sim.gna_tiles import count_tiles
-from einsight.sim.gna_time import Problem, predict_gna
+from einsight.sim.gna_time import Problem, attention_times, predict_gna
 from einsight.sim.hardware import load_hardware
 from einsight.sim.mask import Gna
 
@@ -83,6 +83,55 @@ def test_advice_holds() -> None:
 def test_a_causal_dimension_has_no_fully_block_sparse_stride() -> None:
     causal = replace(SMALL, gna=replace(SMALL.gna, causal=(True, False, False)))
     assert advise(causal, GPU, KERNEL, legal_pairs(causal, KERNEL)).near == ()
+
+
+@pytest.mark.parametrize("name", ["hopper-fna", "triton-gna"])
+def test_near_strides_are_the_nearest_fully_block_sparse_ones(name: str) -> None:
+    """Against every stride with every pair of tiles, one at a time: by distance, then by time."""
+    kernel, asked = load_gna_kernel(name), SMALL.gna.stride
+    pairs = legal_pairs(SMALL, kernel)[:3]
+    best: dict[tuple[int, ...], tuple[float, float]] = {}
+    for pair in pairs:
+        swept = all_strides(SMALL, GPU, kernel, pair)
+        for i in np.flatnonzero(swept.fully):
+            stride = tuple(swept.stride[i].tolist())
+            distance = sum(abs(float(np.log2(a / b))) for a, b in zip(stride, asked, strict=True))
+            best[stride] = min(best.get(stride, (distance, np.inf)), (distance, swept.time_s[i] + swept.permute_s))
+    found = advise(SMALL, GPU, kernel, pairs).near
+    wanted = sorted(best.values())[:3]
+    assert [best[c.stride] for c in found] == wanted and len(found) == min(3, len(best)) > 0
+    assert [c.total_s for c in found] == pytest.approx([time for _, time in wanted])
+    assert all(c.fully_block_sparse for c in found)
+
+
+def test_strides_with_the_same_tiles_are_predicted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window of the whole grid has the same tiles at every stride: one case for each pair, not 12 * 16 * 24."""
+    cases: list[int] = []
+
+    def counted(*args: object) -> object:
+        cases.append(args[-1].total.size)  # type: ignore[attr-defined]
+        return attention_times(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("einsight.sim.gna_advice.attention_times", counted)
+    whole = replace(SMALL, gna=Gna((12, 16, 24), (12, 16, 24), (1, 1, 1), (1, 1, 1), (False,) * 3))
+    swept = all_strides(whole, GPU, KERNEL, legal_pairs(whole, KERNEL)[0])
+    assert cases == [1]
+    assert len(swept.stride) == len(swept.time_s) == 12 * 16 * 24 and len({*swept.time_s.tolist()}) == 1
+
+
+@pytest.mark.parametrize(("rank", "pairs", "large"), [(1, 3, 1), (2, 27, 10), (3, 76, 30)])
+def test_natten_s_cutlass_tiles_are_all_there(rank: int, pairs: int, large: int) -> None:
+    """Every box without a side of 1 of 64 x 64, 64 x 128 and 32 x 128; 64 x 128 is not built for compute capability 8.9."""
+    kernel = load_gna_kernel("cutlass-fna")
+    case = Problem(Gna((64,) * rank, (32,) * rank, (1,) * rank, (1,) * rank, (False,) * rank), head_dim=128)
+    on_a100, on_ada = (legal_pairs(case, kernel, load_hardware(name)) for name in ("a100-sxm-80gb", "rtx-4090"))
+    assert len({(t.q, t.kv) for t in on_a100}) == len(on_a100) == pairs
+    assert set(on_a100) - set(on_ada) == {t for t in on_a100 if prod(t.q) * prod(t.kv) == 64 * 128}
+    assert len(on_ada) == pairs - large
+    for t in on_a100:
+        grown = [b // a for a, b in zip(t.q, t.kv, strict=True) if b % a == 0]
+        assert len(grown) == rank and prod(grown) == {64: prod(t.kv) // 64, 32: 4}[prod(t.q)]
+        assert rank == 1 or min(t.q) > 1
 
 
 def test_best_tiles_are_the_best_of_all() -> None:

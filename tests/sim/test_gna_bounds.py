@@ -86,6 +86,8 @@ def test_nattens_rule_is_conservative() -> None:
     (line(64, 16, 4), 4, 4, "windows start 2 keys after a KV tile's first"),
     (line(64, 16, 4, causal=True), 4, 4, "causal: the diagonal cuts tiles"),
     (line(62, 16, 8), 4, 4, "the far border starts at 46"),
+    (line(63, 16, 8, dilation=2), 4, 4, "the far border starts at 15"),
+    (line(6, 4, 1), 1, 2, "stride 1 is no multiple of the KV tile's 2"),
 ])  # fmt: skip
 def test_the_reason_names_the_first_condition_that_fails(mask: Gna, q: int, kv: int, reason: str) -> None:
     found = block_sparsity(mask, (q,), (kv,))

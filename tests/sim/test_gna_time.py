@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,19 +148,5 @@ def test_kernel_files_are_complete() -> None:
         kernel = load_gna_kernel(name)
         assert kernel.name == name and family_of(kernel).fuses
         assert {len(t.q) for t in kernel.tiles} == {1, 2, 3}
-        by_dim = {t.head_dim: {(int(np.prod(x.q)), len(x.q)) for x in kernel.tiles} for t in kernel.tiles}
-        assert by_dim
     with pytest.raises(SpecError, match="hopper-fna"):
         load_gna_kernel("hoper-fna")
-
-
-def test_one_problem_takes_milliseconds() -> None:
-    gpu = load_hardware("h100-sxm")
-    kernel = kernel_for(gpu)
-    times = []
-    for k in range(1, 24):
-        mask = Gna((30, 48, 80), (18, 24, 24), (1 + k % 18, k, k), (1, 1, 1), (False,) * 3)
-        start = time.perf_counter()
-        predict_gna(Problem(mask, heads=24, head_dim=128), gpu, kernel, (2, 8, 8), (2, 8, 8), "static")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.05  # the bar of 2 ms is benchmarks/bench_gna.py's; a test machine may be busy

@@ -290,6 +290,8 @@ def test_line_neighbourhoods_have_the_tiles_that_natten_prints():
         ([{"gna": {"layout": "8x8"}}], ["no window"]),
         ([{"gna": {"layout": "8x8", "window": 4, "step": 1}}], ["unknown key 'step'"]),
         (["causal", {"gna": {"layout": 8, "window": 4}}], ["gna", "causal"]),
+        ([{"gna": {"layout": "8x8", "window": 4, "causal": 2}}], ["causal is 2", "true or false"]),
+        ([{"gna": {"layout": "8x8", "window": 4, "causal": "1x3"}}], ["causal is '1x3'", "true or false"]),
         ([{"blocks": {"size": 64}}], ["neither density nor keep"]),
         ([{"blocks": {"size": 64, "density": 1.5}}], ["1.5", "up to 1"]),
         ([{"blocks": {"size": 64, "keep": [[0]]}}], ["pairs"]),
