@@ -63,7 +63,12 @@ def dispatch(
     """One search with all that a real one has when something is to be kept; else many, judged."""
     if kernel is not None:
         raise CommandError("--replay", f"it beside {kernel}", "either a kernel or a recorded space")
-    if seeds is None and (live.record or live.storage or live.output):
+    kept = {"--record": live.record, "--storage": live.storage, "--export": live.output}
+    judged = {"--seeds": seeds, "--against": against, "--plot": plot}
+    keeping, judging = ([name for name, value in given.items() if value is not None] for given in (kept, judged))
+    if keeping and judging:
+        raise CommandError(judging[0], f"{judging[0]} beside {keeping[0]}", "one search that is kept, or several to be judged")
+    if keeping:
         return tune_search.recorded(file, live, as_json)
     count = whole(seeds or "10", "--seeds")
     return run(Asked(file, live.trials, count, live.sampler, live.prior, against, plot, live.key), as_json)
