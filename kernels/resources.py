@@ -20,12 +20,20 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
-from einsight.kernels.spaces import LIMITS, Config, Heads, Limits, excluded, shared_bytes, tmem_columns
+from einsight.kernels.spaces import (
+    LIMITS,
+    SHARED_PER_BLOCK_RESERVED,
+    Config,
+    Heads,
+    Limits,
+    excluded,
+    shared_bytes,
+    tmem_columns,
+)
 
 # A stack frame above this many bytes is not a few spilled values: the assembler keeps the tile in local memory (and
 # then reports as few as 32 registers, which would look like a high occupancy).
 STACK_GIVEN_UP = 1024
-SHARED_PER_BLOCK_RESERVED = 1024  # what the driver keeps of every block's shared memory from sm_80 on
 REGISTER_GRANULE = 256  # registers are granted to a warp in multiples of this
 QUARTERS = 4  # of an SM: each has its own registers, and a warp finds all of its in one
 

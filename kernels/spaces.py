@@ -85,6 +85,7 @@ class Limits:
 
 
 KIB = 1024
+SHARED_PER_BLOCK_RESERVED = 1024  # what the driver keeps of every block's shared memory from sm_80 on
 LIMITS = {
     limits.capability: limits
     for limits in (
