@@ -139,7 +139,8 @@ def print_replay(ours: Replay, rivals: Sequence[Replay], chance: Floats, prior: 
     space, times = ours.recorded.space, ours.recorded.times_s
     failed = int(np.isnan(times).sum())
     print_lines([
-        f"{ours.recorded.name}: {ours.recorded.kernel} on {ours.recorded.device}, {len(space)} configurations"
+        f"{ours.recorded.name}: {ours.recorded.kernel} on {ours.recorded.device or 'a device without a name'}, "
+        f"{len(space)} configurations"
         f" ({failed} fail); optimum {np.nanmin(times) * 1e3:.4g} ms, middle {np.nanmedian(times) / np.nanmin(times):.2f}x",
         f"{len(ours.seeds)} seeds, prior {prior or 'none'}; mean percent of the optimum after ... evaluations", "",
     ])  # fmt: skip
