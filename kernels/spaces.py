@@ -177,6 +177,8 @@ def matrix_instruction(config: Config, capability: int) -> str:
 def shared_bytes(heads: Heads, config: Config, capability: int) -> int:
     """Shared memory of one block of the attention kernel, in bytes (tcgen05 adds up to 4 KiB of barriers and scratch).
 
+    At one stage it is an upper bound where E is wider than F, as K then passes in parts, and beside a bias's matrix.
+
     The Q tile and the pipeline's K and V tiles: `num_stages` pairs where the tensor core reads shared memory (wgmma,
     tcgen05), one pair fewer where it reads registers (mma.sync), and for one stage the larger of K and V in turn.
     With mma.sync and fewer rows than columns of the output tile, Triton lays the warps of the second product along its
