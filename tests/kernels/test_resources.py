@@ -155,6 +155,15 @@ def test_a_hanging_and_an_aborting_compiler_are_survived(tmp_path: Path, monkeyp
 
 
 @needs_compiler
+def test_what_cannot_be_disassembled_is_still_compiled(tmp_path: Path) -> None:
+    from einsight.kernels.offline import inner_loop, listing
+
+    unknown = tmp_path / "k.cubin"
+    unknown.write_bytes(b"for an architecture that the tool has not heard of")
+    assert listing(unknown) == "" and inner_loop("") == {}
+
+
+@needs_compiler
 def test_one_stage_with_wide_keys_takes_at_most_what_the_closed_form_says() -> None:
     for capability, e, f in ((80, 192, 64), (90, 128, 64)):
         heads, config = Heads(e, f), Config(32, 32, 2, 1)
