@@ -5,7 +5,8 @@
 
 Same inputs, every result checked against float64 before it is timed, ours and theirs timed in turns. Of ours the fastest
 of a few builds races. Block masks and compilation are outside the timing. Raw samples and the environment go into a
-record; the table is printed at the end. Exit code 0: every bar met; 1: one missed or not everything run; 2: no GPU.
+record; the table is printed at the end. A contest that ends the process (a hang, a lost GPU context) is missed, the others
+are run in a new one. Exit code 0: every bar met; 1: one missed or not everything run; 2: no GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import math
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -29,19 +29,31 @@ import contest_flashbias
 import contest_gna
 import contest_linear
 import contest_sigmoid
+import restart
 from contests import Bar, Call, Contest, Round
 
 from einsight.kernels.catalog import KERNELS
 from einsight.kernels.resources import Estimate, compile_offline, source_hash
 from einsight.kernels.spaces import LIMITS, Config
-from einsight.tuner.measure import NoGpuError, Policy, environment, now, time_call, time_calls, under_load
+from einsight.tuner.measure import (
+    NoGpuError,
+    Policy,
+    context_lost,
+    environment,
+    now,
+    time_call,
+    time_calls,
+    under_load,
+)
 from einsight.tuner.record import Environment, Measurement, Status, append
+from einsight.tuner.serve import classified
 
 MODULES = (contest_attention, contest_flashbias, contest_gna, contest_decode, contest_sigmoid, contest_linear)
 """Where the contests are: a kernel joins with one module that has a function `contests`."""
 RECORDS = Path(__file__).parents[1] / "reports" / "records"
 CHOOSE = Policy(cache="warm", warmup_s=0.01, budget_s=0.05, min_samples=7, max_samples=50)
-HANG_S = 240.0  # one contest; ended then, with what was recorded kept
+HANG_S = 240.0  # one contest; its process is ended then, with what was recorded kept
+GRACE_S = 80.0  # or this long after the budget, so that a run is over within 9 minutes
 RACE = Policy(cache="warm", warmup_s=0.05, budget_s=0.4, min_samples=21, max_samples=200)
 
 
@@ -97,11 +109,17 @@ def judged(call: Call, given: Round, slack: float = 0.0) -> tuple[float, float, 
 
 
 def failed(run: Run, fields: Mapping[str, Any], error: Exception) -> None:
-    short = type(error).__name__ in ("OutOfResources", "OutOfMemoryError")
-    status = Status.OUT_OF_RESOURCES if short else Status.UNSUPPORTED if fields["source_hash"] == "" else Status.FAILED
-    reason = f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:300]}"
+    """Record an exception; one that lost the GPU context ends this process, as nothing more can run in it."""
+    told = classified(error, "run")
+    lost = bool(told.get("lost")) and context_lost()
+    status, reason = Status(told["status"]), told["reason"][:300]
+    if fields["source_hash"] == "" and status is not Status.OUT_OF_RESOURCES and not lost:
+        status = Status.UNSUPPORTED  # a rival that does not take these inputs
     append(run.out, Measurement(**fields, status=status, reason=reason))
     print(f"    {fields['kernel']}: {status.value}, {reason}", flush=True)
+    if lost:
+        print("the GPU context is lost; a new process goes on with the next contest", file=sys.stderr, flush=True)
+        os._exit(3)
 
 
 def checked(run: Run, fields: dict[str, Any], call: Call, given: Round, slack: float = 0.0) -> bool:
@@ -218,17 +236,22 @@ def main() -> int:
         print(f"nothing measured: no limits for compute capability {here.capability}", file=sys.stderr)
         return 2
     run = Run(given.out, here, begin + given.budget_s)
+    before = restart.noted()  # by processes that ended before their time
+    run.missed += [f"{name}: ended its process" for name, finished in before.items() if not finished]
+    chosen = tuple(contest for contest in chosen if contest.name not in before)
     print(f"{here.device}, driver {here.driver}, CUDA {here.cuda}, torch {here.torch}, triton {here.triton}")
-    with tempfile.TemporaryDirectory(prefix="einsight-triton-") as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache  # read by Triton at import: launches find what the children compiled
-        compile_all(run, chosen, given.workers, Path(cache))
+    with restart.folder() as kept:
+        cache = kept / "triton"
+        os.environ["TRITON_CACHE_DIR"] = str(cache)  # read by Triton at import: launches find what the children compiled
+        compile_all(run, chosen, given.workers, cache)
         print(f"compiled after {time.monotonic() - begin:.0f} s", flush=True)
         for contest in chosen:
             if time.monotonic() > run.deadline:
                 run.missed.append(f"{contest.name}: not run within {given.budget_s:g} s")
                 continue
             print(f"{contest.name} ({time.monotonic() - begin:.0f} s)", flush=True)
-            faulthandler.dump_traceback_later(HANG_S, exit=True)
+            restart.note(contest.name)
+            faulthandler.dump_traceback_later(min(HANG_S, run.deadline + GRACE_S - time.monotonic()), exit=True)
             try:
                 race(run, contest)
             except Exception as error:  # the next contest can still run
@@ -236,6 +259,7 @@ def main() -> int:
                 run.missed.append(f"{contest.name}: {type(error).__name__}")
             finally:
                 faulthandler.cancel_dump_traceback_later()
+                restart.note(contest.name)
     print(f"\n{table(run.rows)}\n\nafter {time.monotonic() - begin:.0f} s. Records: {given.out}")
     for told in run.missed:
         print(f"missed: {told}")
@@ -243,4 +267,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main() if arguments().dry_run else restart.run(main, __file__, arguments().budget_s))

@@ -4,7 +4,8 @@
     PYTHONPATH=.src python3 benchmarks/gpu_sweep.py --dry-run  (no GPU: what would be compiled and measured)
 
 Every configuration is checked against float64 before it is timed. Builds are compiled in child processes while others
-are measured. Stopped at any moment, the next run goes on where this one stopped.
+are measured. Stopped at any moment, the next run goes on where this one stopped; a configuration that ends the process
+(a hang, a lost GPU context) does not end the run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import math
 import os
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,12 +24,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import restart
 from sweep_cases import CHECKED, KERNEL, SWEPT, Case, baselines, judge, tensors
 
 from einsight.kernels.resources import Estimate, compile_offline, source_hash
 from einsight.kernels.spaces import ATTENTION, LIMITS, Config, configurations, default_config, excluded
 from einsight.tuner.measure import NoGpuError, Policy, environment, now, time_call, time_calls
 from einsight.tuner.record import Environment, Measurement, RecordError, Status, append, read
+from einsight.tuner.serve import classified
 
 RECORDS = Path(__file__).parents[1] / "reports" / "records"
 POLICY = Policy(cache="warm", warmup_s=0.01, budget_s=0.06, min_samples=9, max_samples=60)
@@ -54,6 +56,7 @@ class Sweep:
     inputs: dict[str, Any] = field(default_factory=dict)  # of the case last used
     judged: dict[str, Any] = field(default_factory=dict)
     held: dict[int, Any] = field(default_factory=dict)  # builds that are ready before their case's turn
+    lost: bool = False  # whether the GPU context is, after which only a new process can go on
 
     @property
     def in_flight(self) -> Path:
@@ -125,11 +128,9 @@ def attempt(run: Sweep, case: Case, config: Config, sweep: int, built: Estimate 
     try:
         return _checked_and_timed(run, case, config, known)
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        if "illegal memory access" in str(error) or "unspecified launch failure" in str(error):
-            return Measurement(**known, status=Status.ILLEGAL_ACCESS, reason=reason)
-        short = type(error).__name__ in ("OutOfResources", "OutOfMemoryError")
-        return Measurement(**known, status=Status.OUT_OF_RESOURCES if short else Status.FAILED, reason=reason)
+        told = classified(error, "launch")
+        run.lost = bool(told.get("lost"))
+        return Measurement(**known, status=Status(told["status"]), reason=told["reason"])
     finally:
         faulthandler.cancel_dump_traceback_later()
         run.in_flight.unlink(missing_ok=True)
@@ -204,8 +205,8 @@ def step(run: Sweep, case: Case, config: Config, sweep: int, built: Estimate | N
     run.keep(measured)
     told = f"{case.flops / measured.time_s / 1e12:7.1f} TFLOP/s" if measured.status is Status.OK else measured.reason
     print(f"pass {sweep}  {case.name:26} {config}  {measured.status.value:10} {told}", flush=True)
-    if measured.status is Status.ILLEGAL_ACCESS:  # the CUDA context is lost: only a new process can go on
-        print("the GPU context is lost; run again to go on with the next configuration", file=sys.stderr)
+    if run.lost:
+        print("the GPU context is lost; a new process goes on with the next configuration", file=sys.stderr, flush=True)
         os._exit(3)
 
 
@@ -305,10 +306,11 @@ def main() -> int:
         return 2
     run.deadline = begin + given.budget_s
     print(f"{here.device}, driver {here.driver}, CUDA {here.cuda}, torch {here.torch}, triton {here.triton}")
-    with tempfile.TemporaryDirectory(prefix="einsight-triton-") as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache  # read by Triton at import: launches find what the children compiled
+    with restart.folder() as kept:
+        cache = kept / "triton"
+        os.environ["TRITON_CACHE_DIR"] = str(cache)  # read by Triton at import: launches find what the children compiled
         try:
-            first_pass(run, Path(cache), given.workers)
+            first_pass(run, cache, given.workers)
             later_passes(run, given.passes)
             race(run)
         except OutOfTimeError:
@@ -319,4 +321,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main() if arguments().dry_run else restart.run(main, __file__, arguments().budget_s))

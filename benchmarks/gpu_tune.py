@@ -39,7 +39,7 @@ from einsight.tuner.kernel_device import WorkerDevice
 from einsight.tuner.measure import NoGpuError, environment
 from einsight.tuner.pool import Floats, Pool, spread_order
 from einsight.tuner.problem import Problem, problem_of
-from einsight.tuner.record import Environment, Measurement, Status, read
+from einsight.tuner.record import Environment, Measurement, RecordError, Status, read
 from einsight.tuner.store import Store, finalists, ranked
 
 RECORDS = Path(__file__).parents[1] / "reports" / "records"
@@ -157,6 +157,15 @@ def one(run: Run, case: Case, sweep: Sequence[Measurement]) -> str:
     return line
 
 
+def attempted(run: Run, case: Case, sweep: Sequence[Measurement]) -> str:
+    """`one`, or why there is nothing to say: the next shape can still be tuned."""
+    try:
+        return one(run, case, sweep)
+    except Exception as error:
+        run.missed.append(f"{case.name}: {type(error).__name__}: {error}")
+        return f"{case.name}: not tuned"
+
+
 def plan(capability: int, gpu: Gpu) -> str:
     lines = [f"compute capability {capability / 10:.1f}, predictions for {gpu.name}: at most {TRIALS} measurements each of"]
     for case in SWEPT:
@@ -200,10 +209,14 @@ def main() -> int:
     if named is None or here.capability not in LIMITS:
         print(f"nothing measured: no profile and limits for {here.device}", file=sys.stderr)
         return 2
-    sweep = read(given.sweep) if given.sweep.exists() else ()
+    try:
+        sweep = read(given.sweep) if given.sweep.exists() else ()
+    except RecordError as error:
+        print(f"nothing measured: {error}", file=sys.stderr)
+        return 2
     run = Run(given.out, here, profile(named), begin + given.budget_s, given.ahead)
     print(f"{here.device}, driver {here.driver}, CUDA {here.cuda}, torch {here.torch}, triton {here.triton}")
-    lines = [one(run, case, sweep) for case in SWEPT]
+    lines = [attempted(run, case, sweep) for case in SWEPT]
     print("\n" + "\n".join(lines) + f"\nafter {time.monotonic() - begin:.0f} s. Records: {given.out}")
     for told in run.missed:
         print(f"missed: {told}")

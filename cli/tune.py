@@ -90,6 +90,7 @@ def run(
     _alone(replay, {"--key": key, "--seeds": seeds, "--against": against, "--plot": plot}, shapes, shape, others)
     from einsight.cli import tune_predict
 
+    _unused(explain, predict_only, {"--record": record, "--storage": storage, "--prior": prior}, export or export_as)
     out, asked = tune_predict.output(kernel, export, export_as), tune_predict.asked(kernel, shape, workload)
     if asked is not None and shapes is None and (explain is not None or predict_only):  # no search: needs no optuna
         return tune_predict.dispatch(asked, target, explain, out, as_json)
@@ -120,6 +121,15 @@ def _alone(
     given = [name for name, value in others.items() if value] + list(shape.given(*options.NOT_BESIDE_FILES))
     if given:
         raise CommandError(given[0], f"{given[0]} beside {file}", "either of them")
+
+
+def _unused(explain: str | None, predict_only: bool, of_search: Mapping[str, object], exported: object) -> None:
+    """What only a search takes would be passed over in silence where there is none."""
+    instead = "--explain" if explain is not None else "--predict-only"
+    given = [name for name, value in of_search.items() if value and (predict_only or explain is not None)]
+    given += ["--export"] if exported and explain is not None else []
+    if given:
+        raise CommandError(given[0], f"{given[0]} beside {instead}", "either of them: nothing is measured there")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from einsight.tuner import prior as priors
 from einsight.tuner.export import write_lookup
 from einsight.tuner.measure import NoGpuError, environment
 from einsight.tuner.portfolio import Portfolio, portfolio
-from einsight.tuner.problem import Problem, problem_of
+from einsight.tuner.problem import Problem, problem_of, written
 from einsight.tuner.record import Environment, Measurement, Status
 from einsight.tuner.store import Store
 from einsight.tuner.tune import INTERRUPTED as ENDED_BY_USER
@@ -156,7 +156,7 @@ def _entries(
     kernel: str, best: Sequence[tuple[Workload, Config, float]], names: Sequence[str], predicted: bool
 ) -> list[Entry]:
     source = source_hash(catalogued(kernel).module)
-    return [Entry(name, devices.written(w), told(c), t, source, predicted) for w, c, t in best for name in names]
+    return [Entry(name, written(w), told(c), t, source, predicted) for w, c, t in best for name in names]
 
 
 def _times(found: Sequence[Measurement]) -> dict[Config, float]:

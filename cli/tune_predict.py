@@ -22,10 +22,9 @@ from einsight.sim.workload import Workload
 from einsight.sim.workload_file import load_workloads
 from einsight.tuner import prior as priors
 from einsight.tuner.export import KINDS, TRITON_TOP, write, write_lookup
-from einsight.tuner.gpu import written
 from einsight.tuner.measure import NoGpuError, environment
 from einsight.tuner.pool import TIED, Pool
-from einsight.tuner.problem import Problem, computes, kinds, problem_of
+from einsight.tuner.problem import Problem, computes, kinds, problem_of, written
 from einsight.tuner.recorded import triton_configs
 
 SHOWN = 12

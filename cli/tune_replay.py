@@ -63,7 +63,12 @@ def dispatch(
     """One search with all that a real one has when something is to be kept; else many, judged."""
     if kernel is not None:
         raise CommandError("--replay", f"it beside {kernel}", "either a kernel or a recorded space")
-    if seeds is None and (live.record or live.storage or live.output):
+    kept = {"--record": live.record, "--storage": live.storage, "--export": live.output}
+    judged = {"--seeds": seeds, "--against": against, "--plot": plot}
+    keeping, judging = ([name for name, value in given.items() if value is not None] for given in (kept, judged))
+    if keeping and judging:
+        raise CommandError(judging[0], f"{judging[0]} beside {keeping[0]}", "one search that is kept, or several to be judged")
+    if keeping:
         return tune_search.recorded(file, live, as_json)
     count = whole(seeds or "10", "--seeds")
     return run(Asked(file, live.trials, count, live.sampler, live.prior, against, plot, live.key), as_json)
@@ -134,7 +139,8 @@ def print_replay(ours: Replay, rivals: Sequence[Replay], chance: Floats, prior: 
     space, times = ours.recorded.space, ours.recorded.times_s
     failed = int(np.isnan(times).sum())
     print_lines([
-        f"{ours.recorded.name}: {ours.recorded.kernel} on {ours.recorded.device}, {len(space)} configurations"
+        f"{ours.recorded.name}: {ours.recorded.kernel} on {ours.recorded.device or 'a device without a name'}, "
+        f"{len(space)} configurations"
         f" ({failed} fail); optimum {np.nanmin(times) * 1e3:.4g} ms, middle {np.nanmedian(times) / np.nanmin(times):.2f}x",
         f"{len(ours.seeds)} seeds, prior {prior or 'none'}; mean percent of the optimum after ... evaluations", "",
     ])  # fmt: skip

@@ -55,6 +55,8 @@ def recorded(file: Path, live: Live, as_json: bool) -> None:
     if live.record is None and live.storage is None:
         assert live.output is not None
         export([found.measure(row) for row in range(len(found.space))], live.output.kind, live.output.file)
+        if as_json:
+            return print_json({"written": str(live.output.file), "as": live.output.kind, "configurations": len(found.space)})
         return print_lines([f"{live.output.file}: {len(found.space)} configurations as {live.output.kind}"])
     prior = prior_for(live.prior, found)
     subject = Subject(found.kernel, found.workload, found.device)

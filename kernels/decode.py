@@ -26,6 +26,7 @@ from einsight.kernels.band import Band, band
 from einsight.kernels.decode_space import decode_blocks_per_sm, default_decode_config
 from einsight.kernels.spaces import LIMITS, Config, Heads
 from einsight.kernels.tiles import seen_in_band, tile_range
+from einsight.kernels.tuned import tuned
 
 SCHEDULES = ("stream", "split")
 INTERPRETED_PROGRAMS = 6  # where there is no device to fill
@@ -284,7 +285,8 @@ def decode(
     schedule    "stream": equal shares of all tiles for `programs` programs (default: as many as the device holds at once);
                 "split": `splits` pieces of every KV head (default: as many as fill the device)
     window, scale, softcap, lengths_k, out, lse   as in `attention`
-    config      block_m packed rows (query heads of a KV head times M), block_n keys; default: `default_decode_config`
+    config      block_m packed rows (query heads of a KV head times M), block_n keys; default: the tuned one, else
+                `default_decode_config`
 
     Returns (output, log-sum-exp in natural units), 0 and -inf for a row that sees no key.
     Raises ValueError or TypeError that say which argument is wrong and what would be right.
@@ -327,7 +329,7 @@ def _passes(q: Tensor, k: Tensor, v: Tensor, setting: Setting, schedule: str, pi
     """The launches of the pieces and of the merge, which fills `out` and `lse`."""
     (B, H, M, E), (G, N), F = q.shape, k.shape[1:3], v.shape[3]
     rows, mask, lengths_k = H // G * M, setting.mask, setting.lengths_k
-    config = config or default_decode_config(E, F, rows)
+    config = config or _tuned(q, (B, H, G, M, N, E, F), setting) or default_decode_config(E, F, rows)
     units = B * G * triton.cdiv(rows, config.block_m)
     pieces = _pieces(schedule, pieces, units, triton.cdiv(N, config.block_n), q, Heads(E, F), config)
     slots = max(0, pieces + units - 1 if schedule == "stream" else units * pieces)
@@ -348,6 +350,12 @@ def _passes(q: Tensor, k: Tensor, v: Tensor, setting: Setting, schedule: str, pi
         Pass(kernel, programs if B * H * M else 0, arguments, flags, options(config)),
         Pass(_merge, B * H * M, merge, shared | {"STREAM": schedule == "stream"}, {"num_warps": 4}),
     )
+
+
+def _tuned(q: Tensor, sizes: tuple[int, ...], setting: Setting) -> Config | None:
+    """A single query stands at the last key: causal or not, its problem is the same."""
+    mask = Band(setting.mask.left) if sizes[3] <= 1 and setting.mask.left is None else setting.mask
+    return tuned("decode", q, sizes, mask, () if setting.softcap is None else (("softcap", "cap", setting.softcap),))
 
 
 def _pieces(schedule: str, given: int | None, units: int, tiles: int, q: Tensor, heads: Heads, config: Config) -> int:

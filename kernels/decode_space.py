@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from einsight.kernels.spaces import (
+    SHARED_PER_BLOCK_RESERVED,
     Config,
     Heads,
     Limits,
@@ -17,7 +18,6 @@ from einsight.kernels.spaces import (
 # block_m holds the query heads of one KV head times the queries: 16 is what a tensor core takes at least.
 DECODE = Space(block_m=(16, 32, 64), block_n=(32, 64, 128), num_warps=(2, 4, 8), num_stages=(1, 2, 3, 4))
 COLUMNS_PER_WARP = 8  # of an mma.m16n8 instruction: with fewer for each warp, warps repeat each other's work
-DRIVER_SHARED_BYTES = 1024  # what the driver keeps of every block's shared memory
 
 
 def default_decode_config(e: int, f: int, rows: int = 1) -> Config:
@@ -60,7 +60,7 @@ def _repeated_work(heads: Heads, config: Config) -> str:
 
 def decode_blocks_per_sm(heads: Heads, config: Config, limits: Limits) -> int:
     """Blocks that an SM holds at once by shared memory, warps and (at the most a thread can have) registers."""
-    by_shared = limits.shared_bytes // (shared_bytes(heads, config, limits.capability) + DRIVER_SHARED_BYTES)
+    by_shared = limits.shared_bytes // (shared_bytes(heads, config, limits.capability) + SHARED_PER_BLOCK_RESERVED)
     by_registers = limits.registers // (256 * 32 * config.num_warps)
     return max(1, min(by_shared, by_registers, limits.warps // config.num_warps, limits.blocks))
 

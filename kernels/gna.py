@@ -31,6 +31,7 @@ from einsight.kernels.attention_launch import Pass, meta, options, strides
 from einsight.kernels.gna_space import BoxConfig, box_config, default_box_config, in_best_boxes
 from einsight.kernels.neighborhood import Neighborhood, Shape, neighborhood, row_windows, tile_ranges, visited_tiles
 from einsight.kernels.spaces import Config
+from einsight.kernels.tuned import tuned
 
 COPY_WARPS = 4
 
@@ -245,7 +246,7 @@ def gna(
     layout      lengths of the grid, one to three; tokens are row-major, their number is M
     window, stride, dilation, causal   one value, or one per dimension; see `Neighborhood`
     scale       multiplies the scores; default E^-1/2; must be positive
-    config      shapes of the Q and KV tiles, warps and stages; default: `default_box_config`
+    config      shapes of the Q and KV tiles, warps and stages; default: the tuned one, else `default_box_config`
     out, lse    buffers to write into: [B, H, M, F] in q's dtype, [B, H, M] float32 contiguous
 
     Head h reads KV head h // (H / G). Returns (output, log-sum-exp in natural units) in the order of the tokens given.
@@ -258,7 +259,10 @@ def gna(
         if x.shape[2] != mask.tokens:
             raise ValueError(f"{name}: got {x.shape[2]} tokens, expected {mask.tokens}, the grid {mask.layout}")
     shape = (*q.shape[:3], v.shape[3])
-    config = config or default_box_config(mask, q.shape[3], v.shape[3])
+    (B, H, M, E), G = q.shape, k.shape[1]
+    if config is None:
+        found = tuned("gna", q, (B, H, G, M, M, E, v.shape[3]), mask)
+        config = found if isinstance(found, BoxConfig) else default_box_config(mask, E, v.shape[3])
     if len(config.q_tile) != mask.rank:
         raise ValueError(f"config: got tiles of {len(config.q_tile)} dimensions, expected {mask.rank} as {mask.layout}")
     out = torch.empty(shape, dtype=q.dtype, device=q.device) if out is None else out

@@ -25,8 +25,10 @@ from torch import Tensor
 from einsight.kernels.attention import check_inputs, check_output
 from einsight.kernels.attention_launch import Pass, meta, options, strides
 from einsight.kernels.attention_tiles import load_rows
+from einsight.kernels.band import Band
 from einsight.kernels.linear_space import default_linear_config
 from einsight.kernels.spaces import Config
+from einsight.kernels.tuned import tuned
 
 NONE, DECAY, GATES = 0, 1, 2  # kinds of decay
 SUB_BLOCK = 16  # rows that a tensor core takes at least
@@ -158,7 +160,8 @@ def linear_attention(
                 neither of the two: nothing decays
     scale       multiplies the output
     state       float32 [B, H, E, F], contiguous: the state before the first position, as an earlier call returned it
-    config      block_m positions of a chunk, block_n value columns of a program; default: `default_linear_config`
+    config      block_m positions of a chunk, block_n value columns of a program; default: the tuned one, else
+                `default_linear_config`
 
     Returns (output [B, H, N, F], state after the last position). Signs and bounds of decays are not checked: that would
     wait for the device. The carried state is float32, but is rounded to q's type where it meets the queries: in float16
@@ -197,9 +200,10 @@ def _passes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, log_gates
             state: Tensor | None, config: Config | None, out: Tensor, last: Tensor) -> tuple[Pass, ...]:  # fmt: skip
     """The launches that fill `out` and `last`: with gates the scores of every chunk, then the chunks."""
     (B, H, N, E), G, F = q.shape, k.shape[1], v.shape[3]
-    config = config or default_linear_config(E, F)
-    chunks = triton.cdiv(N, config.block_m)
     kind = GATES if log_gates is not None else DECAY if log_decay is not None else NONE
+    found = tuned("gla" if kind == GATES else "lightning", q, (B, H, G, N, N, E, F), Band())
+    config = config or found or default_linear_config(E, F)
+    chunks = triton.cdiv(N, config.block_m)
     shared = {"E": E, "BLOCK_E": triton.next_power_of_2(E), "CHUNK": config.block_m}
     score: Tensor | None = None
     before: tuple[Pass, ...] = ()

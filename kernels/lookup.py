@@ -87,6 +87,8 @@ def distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     if a.get("dtype") != b.get("dtype") or any(_listed(a.get(name)) != _listed(b.get(name)) for name in ("mask", "bias")):
         return math.inf
     pairs = [(x["b"] * x["h"], y["b"] * y["h"]), (x["m"], y["m"]), (x["n"], y["n"])]
+    if not all(p and q for p, q in pairs):  # an empty batch, no queries, no keys
+        return math.inf
     return sum(abs(math.log2(p / q)) for p, q in pairs)
 
 

@@ -20,13 +20,22 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
-from einsight.kernels.spaces import LIMITS, Config, Heads, Limits, excluded, shared_bytes, tmem_columns
+from einsight.kernels.spaces import (
+    LIMITS,
+    SHARED_PER_BLOCK_RESERVED,
+    Config,
+    Heads,
+    Limits,
+    excluded,
+    shared_bytes,
+    tmem_columns,
+)
 
 # A stack frame above this many bytes is not a few spilled values: the assembler keeps the tile in local memory (and
 # then reports as few as 32 registers, which would look like a high occupancy).
 STACK_GIVEN_UP = 1024
-SHARED_PER_BLOCK_RESERVED = 1024  # what the driver keeps of every block's shared memory from sm_80 on
 REGISTER_GRANULE = 256  # registers are granted to a warp in multiples of this
+QUARTERS = 4  # of an SM: each has its own registers, and a warp finds all of its in one
 
 COMPILED_FIELDS = (
     "registers", "spill_bytes", "stack_bytes", "shared_bytes", "tmem_columns", "warps", "loop", "triton",
@@ -190,12 +199,13 @@ def _judge(raw: Mapping[str, Any], limits: Limits) -> tuple[str, str]:
 
 
 def _blocks_per_sm(raw: Mapping[str, Any], limits: Limits) -> int:
-    """Blocks of an SM at once by shared memory, warps, registers (granted per warp in granules) and tensor memory."""
+    """Blocks of an SM at once by shared memory, warps, registers (granted per warp, from its quarter) and tensor memory."""
     counts: list[int] = [limits.blocks, limits.warps // raw["warps"]]
     counts.append(limits.shared_bytes // (raw["shared_bytes"] + SHARED_PER_BLOCK_RESERVED))
     if raw["registers"]:
         per_warp = -(-raw["registers"] * 32 // REGISTER_GRANULE) * REGISTER_GRANULE
-        counts.append(limits.registers // (per_warp * raw["warps"]))
+        warps = limits.registers // QUARTERS // per_warp * QUARTERS
+        counts.append(warps // raw["warps"])
     if raw["tmem_columns"]:
         counts.append(limits.tmem_columns // raw["tmem_columns"])
     return min(counts)

@@ -24,6 +24,7 @@ from einsight.kernels.attention_tiles import load_rows
 from einsight.kernels.band import Band, band
 from einsight.kernels.spaces import Config, default_config
 from einsight.kernels.tiles import seen_in_band, tile_range
+from einsight.kernels.tuned import tuned
 
 # float16 weights of 1 / N fall below the smallest normal number (2^-14) from N = 16384 on and lose digits there. So weights
 # are kept 2^15 times as large (they are at most 1, float16 ends at 2^16) and the output is divided by it: no extra
@@ -171,7 +172,8 @@ def _pass(q: Tensor, k: Tensor, v: Tensor, setting: Setting, bias: float | None,
           out: Tensor) -> Pass:  # fmt: skip
     """The launch that fills `out`."""
     (B, H, M, E), (G, N), F = q.shape, k.shape[1:3], v.shape[3]
-    config, mask, lengths_q, lengths_k = config or default_config(E, F), setting.mask, setting.lengths_q, setting.lengths_k
+    mask, lengths_q, lengths_k = setting.mask, setting.lengths_q, setting.lengths_k
+    config = config or tuned("sigmoid", q, (B, H, G, M, N, E, F), mask) or default_config(E, F)
     bias = -math.log(max(1, N)) if bias is None and lengths_k is None else bias
     arguments = (
         q, k, v, lengths_q, lengths_k, out, *strides(q, k, v, out), H, H // G, M, N, *setting.sides(M, N),

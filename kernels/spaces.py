@@ -85,6 +85,7 @@ class Limits:
 
 
 KIB = 1024
+SHARED_PER_BLOCK_RESERVED = 1024  # what the driver keeps of every block's shared memory from sm_80 on
 LIMITS = {
     limits.capability: limits
     for limits in (
@@ -175,6 +176,8 @@ def matrix_instruction(config: Config, capability: int) -> str:
 
 def shared_bytes(heads: Heads, config: Config, capability: int) -> int:
     """Shared memory of one block of the attention kernel, in bytes (tcgen05 adds up to 4 KiB of barriers and scratch).
+
+    At one stage it is an upper bound where E is wider than F, as K then passes in parts, and beside a bias's matrix.
 
     The Q tile and the pipeline's K and V tiles: `num_stages` pairs where the tensor core reads shared memory (wgmma,
     tcgen05), one pair fewer where it reads registers (mma.sync), and for one stage the larger of K and V in turn.

@@ -13,16 +13,18 @@ from torch import Tensor
 
 from einsight.kernels.band import Band
 from einsight.kernels.lookup import FOLDER_VARIABLE, LookupFileError, default_path, tuned_config
+from einsight.kernels.neighborhood import Neighborhood
 from einsight.kernels.spaces import Config
 
 NAMES = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8_e4m3", torch.float8_e5m2: "fp8_e5m2",
 }  # fmt: skip
 SIZES = ("b", "h", "g", "m", "n", "e", "f")
+Mask = Band | Neighborhood
 Bias = tuple[tuple[str, str, float], ...]  # (kind, name of its number, the number) of each; the name "" for none
 
 
-def tuned(kernel: str, q: Tensor, sizes: tuple[int, ...], mask: Band, bias: Bias = ()) -> Config | None:
+def tuned(kernel: str, q: Tensor, sizes: tuple[int, ...], mask: Mask, bias: Bias = ()) -> Config | None:
     """The configuration tuned for a launch on q's device near these sizes (B, H, G, M, N, E, F), None where there is none.
 
     The answer is kept per problem until the lookup file changes; a launch pays a dictionary and the file's date. A file
@@ -42,8 +44,10 @@ def device_name(device: torch.device) -> str:
     return _gpu_name(device) if device.type == "cuda" else ""
 
 
-def mask_in_words(mask: Band) -> list[Any] | None:
-    """The mask of a workload file, None for a band that has no words there."""
+def mask_in_words(mask: Mask) -> list[Any] | None:
+    """The mask of a workload file, without what changes nothing; None for a band that has no words there."""
+    if isinstance(mask, Neighborhood):
+        return _grid_in_words(mask)
     if mask.right == 0:
         return ["causal", *([] if mask.left is None else [{"window": mask.left + 1}])]
     if mask.dense:
@@ -51,8 +55,18 @@ def mask_in_words(mask: Band) -> list[Any] | None:
     return [{"window": mask.left + 1}] if mask.left is not None and mask.left == mask.right else None
 
 
+def _grid_in_words(mask: Neighborhood) -> list[Any]:
+    whole = [w == n and not c for w, n, c in zip(mask.window, mask.layout, mask.causal, strict=True)]
+    if all(whole):
+        return []
+    stride = tuple(1 if full else s for full, s in zip(whole, mask.stride, strict=True))
+    told = {"stride": (stride, 1), "dilation": (mask.dilation, 1), "causal": (mask.causal, False)}
+    changed = {name: list(values) for name, (values, usual) in told.items() if any(v != usual for v in values)}
+    return [{"gna": {"layout": list(mask.layout), "window": list(mask.window)} | changed}]
+
+
 @lru_cache(maxsize=4096)
-def _found(kernel: str, device: str, sizes: tuple[int, ...], dtype: str, mask: Band, bias: Bias, path: str,
+def _found(kernel: str, device: str, sizes: tuple[int, ...], dtype: str, mask: Mask, bias: Bias, path: str,
            stamp: int) -> Config | None:  # fmt: skip
     words = mask_in_words(mask)
     if words is None:

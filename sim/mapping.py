@@ -82,10 +82,11 @@ def shared_bytes(block_m: Array, block_n: Array, row_bytes: Array, key_bytes: Ar
 def occupancy(arch: Architecture, shared: Array, warps: Array | int, registers_per_thread: Array | int) -> Array:
     """Blocks that fit on one SM at the same time, 0 when not even one does."""
     reserved = 1024.0  # bytes of shared memory that the driver keeps per block on compute capability 8.0 and later
-    registers = np.ceil(registers_per_thread / 8) * 8 * warps * arch.warp_threads  # allocated in steps of 8 per thread
+    # Registers are granted in steps of 8 per thread, to a warp at a time, from one quarter of the SM.
+    quarter = np.floor(arch.registers.value / 4 / (np.ceil(registers_per_thread / 8) * 8 * arch.warp_threads))
     fits = np.floor(arch.shared_bytes.value / (shared + reserved))
     fits = np.where(shared > arch.shared_bytes_per_block.value, 0.0, fits)
-    limits = np.minimum(np.floor(arch.registers.value / registers), np.minimum(arch.blocks.value, arch.warps.value // warps))
+    limits = np.minimum(np.floor(4 * quarter / warps), np.minimum(arch.blocks.value, arch.warps.value // warps))
     blocks: Array = np.minimum(fits, limits)
     return blocks
 

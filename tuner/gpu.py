@@ -11,28 +11,14 @@ from typing import Any
 
 from einsight.kernels.builds import config_of
 from einsight.kernels.resources import Estimate, compile_offline, source_hash
-from einsight.sim.workload import Workload
 from einsight.tuner.benches import BENCHES, FACTORY
 from einsight.tuner.kernel_device import WorkerDevice
-from einsight.tuner.problem import Problem
+from einsight.tuner.problem import Problem, written
 from einsight.tuner.record import Environment, Status
-from einsight.tuner.space import SpaceError
 from einsight.tuner.store import Subject
 from einsight.tuner.worker import Attempt, Worker
 
 BUILD_STATUS = {"compile_failed": Status.COMPILE_FAILED, "timeout": Status.TIMEOUT}
-
-
-def written(workload: Workload) -> dict[str, Any]:
-    """A workload in the form that records carry: what a launch needs, no name."""
-    sizes = {name: workload.sizes[name] for name in ("b", "h", "g", "m", "n", "e", "f")}
-    out: dict[str, Any] = {
-        "cascade": workload.cascade, "sizes": sizes, "dtype": workload.dtype, "phase": workload.phase,
-        "cache": workload.cache,
-    }  # fmt: skip
-    mask = [r.as_json() for r in workload.canonical_mask.restrictions]
-    bias = [added.as_json() for added in workload.bias]
-    return out | ({"mask": mask} if mask else {}) | ({"bias": bias} if bias else {})
 
 
 def subject_of(problem: Problem, device: str) -> Subject:
@@ -45,10 +31,7 @@ def subject_of(problem: Problem, device: str) -> Subject:
 @contextmanager
 def device(problem: Problem, here: Environment, visible: str | None = None) -> Iterator[WorkerDevice]:
     """The GPU that `here` describes. Launches find what the compiling processes left in a shared Triton cache."""
-    if problem.kernel.name not in BENCHES:
-        raise SpaceError(f"kernel {problem.kernel.name}: nothing measures it yet, expected one of {', '.join(BENCHES)}")
     workload = written(problem.workload)
-    BENCHES[problem.kernel.name].launch_of(workload)  # refuses what the kernel cannot run before a process is started
     # After Ctrl-C a compiler may still be writing there, which must not stand before the result.
     with tempfile.TemporaryDirectory(prefix="einsight-triton-", ignore_cleanup_errors=True) as cache:
         before = os.environ.get("TRITON_CACHE_DIR")

@@ -198,6 +198,15 @@ def parse_clocks(base: Environment, line: str) -> Environment:
     )
 
 
+def context_lost() -> bool:
+    """Whether nothing more can run on the device in this process (an illegal access is told by every later call)."""
+    try:
+        _cuda().cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def now() -> str:
     """Time of day in UTC, ISO 8601, for `Measurement.at`."""
     return datetime.now(UTC).isoformat(timespec="seconds")

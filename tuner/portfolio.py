@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,11 +85,3 @@ def _surrogate(slow: Floats, weight: Floats, kept: Sequence[int]) -> float:
 
 def _choices(n: int, k: int) -> float:
     return float(np.prod([(n - i) / (i + 1) for i in range(k)]))
-
-
-def boundaries(values: Sequence[int], chosen: Sequence[int]) -> list[tuple[int, int]]:
-    """(from value on, column) for shapes that differ in one size, ascending: the dispatch as thresholds."""
-    order = sorted(zip(values, chosen, strict=True))
-    found = [order[0]]
-    found += [b for a, b in pairwise(order) if a[1] != b[1]]
-    return found

@@ -21,7 +21,7 @@ from einsight.kernels.catalog import Kernel
 from einsight.kernels.gna_space import BoxConfig, box_config, box_configurations, excluded_box
 from einsight.kernels.neighborhood import Neighborhood
 from einsight.kernels.resources import Estimate, closed_form
-from einsight.kernels.spaces import FLAGS, LIMITS, Config, Heads, Limits, parse_config
+from einsight.kernels.spaces import FLAGS, LIMITS, RANKS, Config, Heads, Limits, parse_config
 from einsight.kernels.table import lookup
 from einsight.sim.gna_kernel import load_gna_kernel
 from einsight.sim.gna_time import Problem as GridProblem
@@ -31,10 +31,24 @@ from einsight.sim.mapping import Mapping as TileMapping
 from einsight.sim.mapping import Resources, occupancy
 from einsight.sim.predict import IllegalMapping, estimate_of, family_on
 from einsight.sim.workload import Workload
-from einsight.tuner.resources import Build
+from einsight.tuner.benches import BENCHES, rank_of
+from einsight.tuner.measure_kernel import UnsupportedWorkload
+from einsight.tuner.resources import HEAD_DIMS, Build
 from einsight.tuner.space import ELEMENT_BYTES, Space, SpaceError, enumerated
 
 FAMILY, GRID_KERNEL = "triton", "triton-gna"  # how the model believes our Triton kernels run
+
+
+def written(workload: Workload) -> dict[str, Any]:
+    """A workload in the form that records carry: what a launch needs, no name."""
+    sizes = {name: workload.sizes[name] for name in ("b", "h", "g", "m", "n", "e", "f")}
+    out: dict[str, Any] = {
+        "cascade": workload.cascade, "sizes": sizes, "dtype": workload.dtype, "phase": workload.phase,
+        "cache": workload.cache,
+    }  # fmt: skip
+    mask = [r.as_json() for r in workload.canonical_mask.restrictions]
+    bias = [added.as_json() for added in workload.bias]
+    return out | ({"mask": mask} if mask else {}) | ({"bias": bias} if bias else {})
 
 
 @dataclass(frozen=True)
@@ -58,15 +72,26 @@ class Problem:
         """Why the kernel does not compute the workload; "" when it does."""
         kinds = {added.kind for added in workload.bias}
         if missing := [kind for kind in kernel.fragments if kind not in kinds]:
-            return f"the workload has no bias {missing[0]}, expected it (--bias {missing[0]})"
+            option = f"--bias {missing[0]}" + (f":r={kernel.rank}" if kernel.rank else "")
+            return f"the workload has no bias {missing[0]}, expected it ({option})"
         if replace(workload, cascade=kernel.cascade).key != workload.key:
             return f"the workload's cascade {workload.cascade} computes something else than {kernel.cascade}"
+        least, most = HEAD_DIMS
+        for name in ("e", "f"):
+            if not least <= workload.sizes[name] <= most:
+                return f"sizes.{name}: got {workload.sizes[name]}, expected a head dimension from {least} to {most}"
+        if (rank := rank_of(as_text := written(workload))) > RANKS[-1]:
+            return f"bias: got rank {rank}, expected at most {RANKS[-1]}"
+        try:
+            BENCHES[kernel.name].launch_of(as_text)
+        except UnsupportedWorkload as error:
+            return str(error)
         return ""
 
     @property
     def heads(self) -> Heads:
         sizes = self.workload.sizes
-        rank = max((int(dict(added.parameters).get("r", 0)) for added in self.workload.bias), default=0)
+        rank = rank_of(written(self.workload))
         return Heads(sizes["e"], sizes["f"], ELEMENT_BYTES[self.workload.dtype], rank, self.kernel.matrix)
 
     @property

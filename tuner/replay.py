@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,15 +70,17 @@ class Replay:
     def as_json(self) -> dict[str, Any]:
         rows = [list(rows) for rows in self.evaluated]
         percent = 100 * self.fraction[:, -1]
+        trials = self.fraction.shape[1]
+        known = math.inf if trials == len(self.recorded.space) else trials  # nothing is left that could still be found
         return {
             "space": self.recorded.name, "kernel": self.recorded.kernel, "device": self.recorded.device,
-            "configurations": len(self.recorded.space), "method": self.method, "trials": self.fraction.shape[1],
+            "configurations": len(self.recorded.space), "method": self.method, "trials": trials,
             "percent_of_optimum": self.percent_of_optimum,
             "curve": self.curve.tolist(),
             "evaluations_to": {
                 str(p): dict(zip(("median", "share"), self.evaluations_to(p), strict=True)) for p in TOLERANCES
             },
-            "regret": {str(k): self.regret_at(k) for k in REGRET_AT},
+            "regret": {str(k): self.regret_at(k) if k <= known else None for k in REGRET_AT},
             "evaluated": rows,
             "seeds": [
                 {"seed": seed, "percent_of_optimum": float(p), "evaluated": evaluated}

@@ -25,6 +25,7 @@ from einsight.sim.mapping import Mapping, Resources
 from einsight.tuner.instructions import LoopMix, expected_mix, found_mix, why_unchecked
 
 SOURCES = ("compiled", "table", "closed_form")
+HEAD_DIMS = (32, 256)  # smallest and largest E and F of a kernel
 COMPILER_ONLY = "what a build of this kernel occupies is known from a compiler only: install torch and triton"
 AT_MOST = "registers and spills are known from a compiler only: blocks_per_sm is at most this"
 BESIDE_ACCUMULATORS = {"mma.sync": 120, "wgmma": 88, "tcgen05": 88}
@@ -160,8 +161,8 @@ def heads_from(kernel: Kernel, head_dim: int, value_dim: int | None, dtype: str,
     if dtype not in kernel.dtypes:
         raise ResourceError(f"--dtype: found '{dtype}'; expected one of: {', '.join(kernel.dtypes)}")
     for option, width in (("--head-dim", head_dim), ("--value-dim", value_dim or head_dim)):
-        if not 32 <= width <= 256:
-            raise ResourceError(f"{option}: found {width}; expected 32 to 256")
+        if not HEAD_DIMS[0] <= width <= HEAD_DIMS[1]:
+            raise ResourceError(f"{option}: found {width}; expected {HEAD_DIMS[0]} to {HEAD_DIMS[1]}")
     if rank is not None and not kernel.rank:
         raise ResourceError(f"--rank: {kernel.name} has no bias factors; expected the option without it")
     if rank is not None and not 1 <= rank <= RANKS[-1]:

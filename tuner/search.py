@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +40,7 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 STATUS, REASON, WORKER, ALIVE, GRANTED = "status", "reason", "worker", "alive_s", "granted"
 """User attributes of a trial: how it ended, why, who claims it (host:process:number), when that one last gave a sign, and
 whether no other claim stood against it, so that it is measured."""
+NEEDS: Mapping[str, str] = {"gp": "torch", "cmaes": "cmaes"}  # packages that Optuna does not bring
 SAMPLERS = ("pool", "random", "tpe", "gp", "cmaes", "qmc", "nsga2")
 GRACE_S = 60.0  # a running trial whose worker gave no sign for this long goes back to the queue
 SIGN_S = 5.0  # how often a worker gives a sign
@@ -143,12 +145,11 @@ def sampler(name: str, space: Space, prior: Floats | None, seed: int) -> BaseSam
     }
     if name not in made:
         raise SearchError(f"--sampler: got {name!r}, expected one of {', '.join(SAMPLERS)}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return made[name]()
-    except ImportError as error:
-        raise SearchError(f"--sampler {name}: {error}") from None
+    if name in NEEDS and find_spec(NEEDS[name]) is None:  # Optuna itself only finds out in the middle of a search
+        raise SearchError(f"--sampler {name}: Optuna's needs {NEEDS[name]}, which is not installed; pip install {NEEDS[name]}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return made[name]()
 
 
 @dataclass(frozen=True, slots=True)

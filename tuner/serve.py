@@ -62,18 +62,19 @@ def attempt(bench: Bench, configuration: Mapping[str, Any], phase: Callable[[str
         known["error"] = wrong.error if abs(wrong.error) < float("inf") else None  # JSON has no infinity
         return known | {"status": Status.INCORRECT.value, "reason": str(wrong), "error_allowed": wrong.allowed}
     except Exception as error:
-        return known | _classified(error, current)
+        return known | classified(error, current)
 
 
 def _race(bench: Bench, configurations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     try:
         return {"status": Status.OK.value, "resources": {"samples_s": [list(s) for s in bench.race(configurations)]}}
     except Exception as error:
-        return _classified(error, "race")
+        return classified(error, "race")
 
 
-def _classified(error: Exception, phase: str) -> dict[str, Any]:
-    """The status of an exception, by the names that CUDA, torch and Triton use; never swallowed, always with its text."""
+def classified(error: Exception, phase: str) -> dict[str, Any]:
+    """The status of an exception, by the names that CUDA, torch and Triton use; never swallowed, always with its text.
+    `lost`: the GPU context is, nothing more can run in this process."""
     reason = f"{phase}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     names = {c.__name__ for c in type(error).__mro__}
     if any(text in str(error) for text in FATAL):

@@ -75,6 +75,8 @@ def test_a_search_is_kept_resumed_and_exported(einsight: Einsight, space: Path, 
 def test_a_space_becomes_another_format(einsight: Einsight, space: Path, tmp_path: Path) -> None:
     t4 = tmp_path / "toy.json"
     assert einsight("tune", "--replay", str(space), "--export", str(t4), "--as", "t4").code == 0
+    again = einsight("tune", "--replay", str(space), "--export", str(t4), "--as", "t4", "--json").json
+    assert again == {"written": str(t4), "as": "t4", "configurations": 48}
     told = einsight("tune", "--replay", str(t4), "--trials", "10", "--seeds", "2", "--json").json
     assert told["configurations"] == 48
 
@@ -190,6 +192,12 @@ def test_options_of_the_page_exist(einsight: Einsight, monkeypatch: pytest.Monke
         (("attention", "--seeds", "3"), "--replay RECORD.jsonl beside it"),
         (("attention", "--against", "tpe"), "--replay RECORD.jsonl beside it"),
         (("attention", "--plot", "curves.svg"), "--replay RECORD.jsonl beside it"),
+        (("--replay", "SPACE", "--seeds", "2", "--export", "x", "--as", "t4"), "--seeds beside --export"),
+        (("--replay", "SPACE", "--record", "r.jsonl", "--against", "tpe"), "--against beside --record"),
+        (("attention", *SHAPE, *ON, "--predict-only", "--record", "r.jsonl"), "--record beside --predict-only"),
+        (("attention", *SHAPE, *ON, "--predict-only", "--prior", "none"), "--prior beside --predict-only"),
+        (("attention", *ON, "--explain", "BLOCK_M=1", "--storage", "s"), "--storage beside --explain"),
+        (("attention", *ON, "--explain", "BLOCK_M=1", "--as", "lookup"), "--export beside --explain"),
         (("attention", "--shapes", "s.yaml", *SHAPE, "--predict-only"), "--heads beside --shapes s.yaml"),
         (("attention", "--shapes", "s.yaml", "--explain", "BLOCK_M=1"), "--explain beside --shapes s.yaml"),
     ],

@@ -7,13 +7,20 @@ not loaded yet; tests that compile do so in child processes without the variable
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+RECORD = Path(__file__).parents[2] / "reports" / "records" / "kernel_tests.jsonl"
 
 HAVE_GPU_EXTRA = all(importlib.util.find_spec(name) for name in ("torch", "triton", "numpy"))
 
@@ -98,3 +105,26 @@ def device() -> Iterator[str]:
     repair_bfloat16_dot()
     repair_float8()
     yield "cpu"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A test of a kernel that ran on a GPU is a line of a record."""
+    report = yield
+    if report.when == "call" and "device" in getattr(item, "fixturenames", ()) and HAVE_GPU_EXTRA and _cuda():
+        line = {"test": item.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 3)}
+        keep(line | {"reason": str(call.excinfo.value)[:300] if call.excinfo else "", "environment": here()})
+    return report
+
+
+def keep(line: dict[str, Any]) -> None:
+    with RECORD.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(line) + "\n")
+
+
+@cache
+def here() -> dict[str, Any]:
+    from einsight.tuner.measure import environment, now
+
+    return asdict(environment()) | {"at": now()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `gpu`)")
 pytest.importorskip("triton", reason="triton is not installed (extra `gpu`)")
 
+from einsight.kernels import decode, gna, linear, sigmoid  # noqa: E402
 from einsight.kernels import tuned as module  # noqa: E402
 from einsight.kernels.attention import forward_pass  # noqa: E402
 from einsight.kernels.attention_backward import passes  # noqa: E402
@@ -18,6 +20,7 @@ from einsight.kernels.attention_launch import Bias, Setting, meta  # noqa: E402
 from einsight.kernels.attention_space import AttentionConfig, backward_configs  # noqa: E402
 from einsight.kernels.band import Band, band  # noqa: E402
 from einsight.kernels.builds import config_of, told  # noqa: E402
+from einsight.kernels.gna_space import box_config  # noqa: E402
 from einsight.kernels.lookup import Entry, Lookup  # noqa: E402
 from einsight.kernels.spaces import Config, default_config  # noqa: E402
 from einsight.kernels.tuned import mask_in_words, tuned  # noqa: E402
@@ -108,3 +111,63 @@ def test_a_band_in_the_words_of_a_workload() -> None:
     assert mask_in_words(Band()) == [] and mask_in_words(band(causal=True)) == ["causal"]
     assert mask_in_words(band(causal=True, window=7)) == ["causal", {"window": 7}]
     assert mask_in_words(band(window=7)) == [{"window": 7}] and mask_in_words(Band(3, 1)) is None
+
+
+GRID = {"layout": [12, 20], "window": [6, 20], "stride": [2, 4]}
+OTHERS: dict[str, tuple[str, Any, int]] = {  # cascade, mask, queries of the workload that was tuned
+    "sigmoid": ("sigmoid", "causal", 240),
+    "decode": ("split_kv", "causal", 1),
+    "lightning": ("lightning", None, 240),
+    "gla": ("gla", None, 240),
+    "gna": ("one_pass", [{"gna": GRID}], 240),
+}
+
+
+def launched_other(name: str, monkeypatch: pytest.MonkeyPatch, window: int = 6) -> tuple[int, ...]:
+    """(rows, keys or columns, warps, stages) of a launch of a kernel without gradients, 8 heads on 2, 240 keys."""
+    q, few, k = meta(1, 8, 240, 64, kind=HALF), meta(1, 8, 1, 64, kind=HALF), meta(1, 2, 240, 64, kind=HALF)
+    last, lse = meta(1, 8, 64, 64, kind=torch.float32), meta(1, 8, 1, kind=torch.float32)
+    setting = Setting(band(causal=True), 0.125)
+    if name == "gna":
+        seen: list[Any] = []
+        monkeypatch.setattr(gna, "tiles_of", lambda x, mask, tile: x)
+        monkeypatch.setattr(gna, "_pass", lambda *rest: SimpleNamespace(run=lambda: seen.append(rest[5])))
+        monkeypatch.setattr(gna, "check_inputs", lambda *rest: None)
+        gna.gna(q, k, k, (12, 20), (window, 20), (2, 4))
+        return as_tuple(seen[0])
+    if name == "sigmoid":
+        one = sigmoid._pass(q, k, k, setting, None, None, q)
+    elif name == "decode":
+        one = decode._passes(few, k, k, setting, "stream", None, None, few, lse)[0]
+    else:
+        gates = meta(1, 2, 240, 64, kind=torch.float32) if name == "gla" else None
+        decay = meta(8, kind=torch.float32) if name == "lightning" else None
+        one = linear._passes(q, k, k, decay, gates, 1.0, None, None, q, last)[-1]
+    keys = one.keywords
+    rows, columns = (keys["CHUNK"], keys["BLOCK_F"]) if "CHUNK" in keys else (keys["BLOCK_M"], keys["BLOCK_N"])
+    return rows, columns, one.options["num_warps"], one.options["num_stages"]
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_every_kernel_takes_what_tune_wrote_for_it(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("yaml", reason="workloads need pyyaml")
+    from einsight.sim.workload import Workload
+    from einsight.tuner.problem import written
+
+    cascade, mask, queries = OTHERS[name]
+    default = launched_other(name, monkeypatch)
+    workload = Workload.attention(
+        heads=8, kv_heads=2, seq_q=queries, seq_kv=240, head_dim=64, dtype="fp16", cascade=cascade, mask=mask
+    )
+    build = box_config((4, 8), (8, 4), 2, 1) if name == "gna" else FOUND
+    entries = (Entry("Test GPU", written(workload), told(build), 1e-3),)
+    (folder / f"{name}.json").write_text(json.dumps(Lookup(name, entries).as_json()))
+    assert default != as_tuple(build) == launched_other(name, monkeypatch)
+    if name == "gna":  # another neighborhood
+        assert launched_other(name, monkeypatch, window=7) != as_tuple(build)
+
+
+def test_a_launch_without_work_is_like_no_other(folder: Path) -> None:
+    write(folder, "attention")
+    assert tuned("attention", meta(1, 8, 512, 64, kind=HALF), (1, *SIZES[1:]), band(causal=True)) == FOUND
+    assert tuned("attention", meta(1, 8, 512, 64, kind=HALF), (0, *SIZES[1:]), band(causal=True)) is None

@@ -120,6 +120,43 @@ def test_a_wrong_result_is_recorded_and_not_raced(
     assert status["attention"] is Status.OK
 
 
+def test_a_lost_context_ends_the_process_and_the_next_one_goes_on(
+    bench: ModuleType, modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    made = [replace(contest, bars=()) for contest in small(modules)[:3]]
+
+    def astray() -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    def ended(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(bench, "contests", lambda: (made[0], replace(made[1], setup=astray), made[2]))
+    monkeypatch.setenv(bench.restart.FOLDER, str(tmp_path))
+    monkeypatch.setattr(bench.os, "_exit", ended)
+    monkeypatch.setattr(bench, "context_lost", lambda: True)
+    with monkeypatch.context() as first, pytest.raises(SystemExit, match="3"):
+        first.setattr(bench.restart, "note", lambda name, note=bench.restart.note: note(name) if not lost(tmp_path) else None)
+        bench.main()
+    assert [r.status for r in read(tmp_path / "r.jsonl")][-1] is Status.ILLEGAL_ACCESS
+    assert bench.main() == 1
+    told = capsys.readouterr().out
+    assert "missed: windowed: ended its process" in told and "missed: small" not in told and "missed: gradients" not in told
+    raced = [r.kernel for r in read(tmp_path / "r.jsonl") if r.sweep == 1]
+    assert raced.count("attention") == 1 and raced.count("attention_backward") == 1
+
+    monkeypatch.setattr(bench, "context_lost", lambda: False)  # an error of a launch that leaves the context as it was
+    (tmp_path / "notes").unlink()
+    assert bench.main() == 1 and "missed: windowed: RuntimeError" in capsys.readouterr().out
+
+
+def lost(folder: Path) -> bool:
+    """Whether a record says that the context is: a process that ended there would note nothing more."""
+    file = folder / "r.jsonl"
+    return file.exists() and read(file)[-1].status is Status.ILLEGAL_ACCESS
+
+
 def test_builds_are_compiled_as_they_are_launched(modules: dict[str, ModuleType]) -> None:
     """One build of the backward and of both biases, offline for sm_90: the arguments are those that the compiler takes."""
     config = Config(64, 32, 4, 2)

@@ -113,10 +113,12 @@ def test_what_goes_wrong_is_a_record(sweep: ModuleType, tmp_path: Path, monkeypa
     assert sweep.attempt(run, case, config, 0, None).status is Status.INCORRECT
     run.judged[case.name] = (exact, lse, allowed)
 
-    for error, status in (
-        (RuntimeError("CUDA error: an illegal memory access was encountered\nmore"), Status.ILLEGAL_ACCESS),
-        (type("OutOfResources", (Exception,), {})("shared memory"), Status.OUT_OF_RESOURCES),
-        (ValueError("odd"), Status.FAILED),
+    for error, status, lost in (
+        (RuntimeError("CUDA error: an illegal memory access was encountered\nmore"), Status.ILLEGAL_ACCESS, True),
+        (RuntimeError("Triton Error [CUDA]: misaligned address"), Status.ILLEGAL_ACCESS, True),
+        (RuntimeError("CUDA error: device-side assert triggered"), Status.FAILED, True),
+        (type("OutOfResources", (Exception,), {})("shared memory"), Status.OUT_OF_RESOURCES, False),
+        (ValueError("odd"), Status.FAILED, False),
     ):
 
         def fail(*rest: Any, error: Exception = error) -> Any:
@@ -124,7 +126,7 @@ def test_what_goes_wrong_is_a_record(sweep: ModuleType, tmp_path: Path, monkeypa
 
         monkeypatch.setattr(sweep, "time_call", fail)
         got = sweep.attempt(run, case, config, 0, None)
-        assert got.status is status and str(error).split("\n")[0] in got.reason
+        assert got.status is status and str(error).split("\n")[0] in got.reason and run.lost is lost
 
     name = sweep.identity(run, case, config, 0)
     for before in (0, 1):  # twice the process ends while this is measured: the third time it is not begun again

@@ -154,6 +154,23 @@ def test_a_hanging_and_an_aborting_compiler_are_survived(tmp_path: Path, monkeyp
     assert time.perf_counter() - begin < 50  # the hanging one would take 60
 
 
+@needs_compiler
+def test_what_cannot_be_disassembled_is_still_compiled(tmp_path: Path) -> None:
+    from einsight.kernels.offline import inner_loop, listing
+
+    unknown = tmp_path / "k.cubin"
+    unknown.write_bytes(b"for an architecture that the tool has not heard of")
+    assert listing(unknown) == "" and inner_loop("") == {}
+
+
+@needs_compiler
+def test_one_stage_with_wide_keys_takes_at_most_what_the_closed_form_says() -> None:
+    for capability, e, f in ((80, 192, 64), (90, 128, 64)):
+        heads, config = Heads(e, f), Config(32, 32, 2, 1)
+        ((_, built),) = compile_offline([request(config, capability, e=e, f=f)], workers=1)
+        assert built.shared_bytes is not None and built.shared_bytes < shared_bytes(heads, config, capability), (e, f)
+
+
 def test_closed_form_names_what_is_wrong() -> None:
     fine = closed_form(Heads(128, 128), Config(128, 64, 8, 2), 90)
     assert (fine.status, fine.source, fine.registers, fine.shared_bytes) == ("ok", "closed_form", None, 98304)

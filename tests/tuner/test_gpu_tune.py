@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,6 +77,19 @@ def test_a_bar_that_is_missed_is_told(benchmark: ModuleType, capsys: Any, monkey
 def test_out_of_time_is_told(benchmark: ModuleType, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--budget-s", "-1"])
     assert benchmark.main() == 1 and "0 of 16 measurements within the time" in capsys.readouterr().out
+
+
+def test_a_shape_that_cannot_be_tuned_does_not_stop_the_others(
+    benchmark: ModuleType, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = benchmark.SWEPT[0]
+    refused = replace(case, name="refused", sizes=(1, 2, 2, 64, 64, 1024, 1024))  # no build of it is valid
+    monkeypatch.setattr(benchmark, "SWEPT", (refused, case))
+    assert benchmark.main() == 1
+    told = capsys.readouterr().out
+    assert "missed: refused: SpaceError" in told and "refused: not tuned" in told and f"{case.name}: BLOCK_M" in told
+    Path(sys.argv[sys.argv.index("--sweep") + 1]).write_text("{}\n")
+    assert benchmark.main() == 2 and "sweep.jsonl:1: format" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["gpu_tune", "gpu_sweep"])

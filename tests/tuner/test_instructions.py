@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from einsight.kernels import table
+from einsight.kernels import resources, table
 from einsight.kernels.catalog import KERNELS
 from einsight.kernels.linear_space import least_shared_bytes
 from einsight.kernels.resources import Estimate
-from einsight.kernels.spaces import Config, Heads, matrix_instruction, parse_config, shared_bytes, tmem_columns
+from einsight.kernels.spaces import LIMITS, Config, Heads, matrix_instruction, parse_config, shared_bytes, tmem_columns
 from einsight.sim.hardware import Gpu, load_hardware, names
 from einsight.sim.mapping import occupancy
 from einsight.tuner.instructions import LoopMix, expected_mix, found_mix, why_unchecked
@@ -87,6 +87,18 @@ def test_occupancy_is_the_same_from_limits_and_from_the_profile() -> None:
         blocks = occupancy(build.gpu.architecture, np.array(float(told.shared_bytes)), told.warps, told.registers_per_thread)
         if estimate.status == "ok" and not told.tmem_columns:
             assert int(blocks) == estimate.blocks_per_sm == build.mapping(estimate).blocks_per_sm, name
+
+
+@pytest.mark.parametrize(
+    ("registers", "warps", "blocks"),
+    [(176, 1, 8), (176, 2, 4), (176, 4, 2), (255, 2, 4), (255, 8, 1), (168, 2, 6), (96, 2, 10), (40, 4, 12), (129, 8, 1)],
+)
+def test_a_warp_finds_its_registers_in_one_quarter_of_an_sm(registers: int, warps: int, blocks: int) -> None:
+    """16384 registers a quarter. 176 x 32 are 5632: two warps each, eight in all, where 65536 / 5632 would say eleven."""
+    raw = {"registers": registers, "warps": warps, "shared_bytes": 1024, "tmem_columns": 0}
+    by_hand = 4 * (16384 // (-(-registers // 8) * 8 * 32)) // warps
+    profile = occupancy(gpus()[90].architecture, np.array(1024.0), warps, registers)
+    assert blocks == by_hand == resources._blocks_per_sm(raw, LIMITS[90]) == int(profile)
 
 
 def test_a_loop_by_hand() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from einsight.tuner import portfolio as module
-from einsight.tuner.portfolio import PortfolioError, boundaries, portfolio
+from einsight.tuner.portfolio import PortfolioError, portfolio
 
 
 @settings(max_examples=40)
@@ -41,7 +41,3 @@ def test_as_many_as_there_are_shapes_lose_nothing() -> None:
         portfolio(np.array([[1.0], [2.0], [np.nan]]), 1, names="abc")
     with pytest.raises(PortfolioError, match="none of 1 configurations is valid for it"):
         portfolio(np.array([[1.0, np.nan], [np.nan, 1.0]]), 1)
-
-
-def test_a_dispatch_by_one_size_is_its_thresholds() -> None:
-    assert boundaries([512, 64, 128, 1024], [3, 1, 1, 3]) == [(64, 1), (512, 3)]

@@ -22,7 +22,7 @@ from einsight.sim.mask import Mask
 from einsight.sim.workload import Workload
 from einsight.tuner import prior
 from einsight.tuner.pool import ALIKE, TIED, Pool, spread_order
-from einsight.tuner.problem import BoxProblem, ChunkProblem, PackedProblem, Problem, computes, kinds, problem_of
+from einsight.tuner.problem import BoxProblem, ChunkProblem, PackedProblem, Problem, computes, kinds, problem_of, written
 from einsight.tuner.space import SpaceError
 
 GRID = {"gna": {"layout": [12, 20], "window": [6, 10], "stride": [2, 2]}}
@@ -121,6 +121,26 @@ def test_a_kernel_refuses_what_it_does_not_compute(name: str, message: str) -> N
     assert not computes(KERNELS[name], ATTENTION) and computes(KERNELS[name], WORKLOADS[name])
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [("attention", {"head_dim": 16}, "sizes.e: got 16, expected a head dimension from 32 to 256"),
+     ("attention", {"value_dim": 512}, "sizes.f: got 512"),
+     ("attention", {"bias": "alibi"}, "bias alibi: kernel attention runs softcap and sink"),
+     ("attention", {"bias": {"kind": "low_rank", "r": 16}}, "bias low_rank"),
+     ("attention", {"mask": [{"gna": {"layout": [8, 8], "window": [4, 4]}}], "seq_q": 64}, "runs causal and window"),
+     ("attention", {"mask": ["causal", {"prefix": 16}]}, "runs causal and window"),
+     ("sigmoid", {"bias": "dense_bias"}, "kernel sigmoid runs no bias"),
+     ("flashbias", {"bias": {"kind": "low_rank", "r": 129}}, "got rank 129, expected at most 128"),
+     ("flashbias", {"bias": [{"kind": "low_rank", "r": 8}, "sink"]}, "bias sink: kernel flashbias runs low_rank")],
+)  # fmt: skip
+def test_a_problem_that_no_launch_takes_is_refused_without_a_gpu_too(name: str, given: dict[str, object], message: str) -> None:
+    usual = {"heads": 4, "seq_q": 256, "head_dim": 64, "cascade": KERNELS[name].cascade}
+    workload = Workload.attention(**(usual | given))  # type: ignore[arg-type]
+    with pytest.raises(SpaceError, match=f"kernel {name}: .*{message}"):
+        problem_of(KERNELS[name], workload, 90)
+    assert not computes(KERNELS[name], workload)
+
+
 def test_another_form_of_the_same_softmax_is_the_same_problem() -> None:
     """Records and files name the cascade in which a workload was written; a kernel computes it by its own."""
     for cascade in ("one_pass", "stable", "split_kv"):
@@ -185,7 +205,6 @@ def test_the_simulator_is_a_prior_over_the_whole_space() -> None:
 
 
 def test_a_record_of_our_kernel_has_the_simulator_as_prior() -> None:
-    from einsight.tuner.gpu import written
     from einsight.tuner.record import Status
     from einsight.tuner.recorded import Outcome, Recorded
 

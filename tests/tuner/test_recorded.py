@@ -187,6 +187,9 @@ def test_a_replay_reports_by_its_definitions() -> None:
     assert all(sorted(rows) == list(range(9)) for rows in found["evaluated"])
     assert found["percent_of_optimum"] == 100 and len(found["curve"]) == 9
     assert [s["evaluated"] for s in found["seeds"]] == found["evaluated"]
+    assert list(found["regret"].values())[1:] == [0.0] * 4  # after 8 of 9, and when all are known
+    short = replay(TOY, "pool", 8, range(3)).as_json()["regret"]
+    assert short["8"] == 0.0 and short["16"] is short["32"] is short["64"] is None
 
 
 def test_a_store_reads_only_what_is_new_and_of_its_subject(tmp_path: Path) -> None:

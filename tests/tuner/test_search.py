@@ -16,6 +16,7 @@ pytest.importorskip("optuna", reason="the extra `tune` is not installed")
 from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial, TrialState
 
+from einsight.tuner import search as search_module
 from einsight.tuner.record import Status
 from einsight.tuner.recorded import Outcome, Recorded
 from einsight.tuner.search import GRANTED, SAMPLERS, STATUS, WORKER, Search, SearchError, distributions, open_study, sampler
@@ -267,6 +268,17 @@ def test_what_cannot_be_used_is_refused() -> None:
         searching("best")
     with pytest.raises(SearchError, match="expected a journal file or postgresql"):
         open_study("toy", "sqlite:///x.db", sampler("random", SPACE, None, 0))
+
+
+@pytest.mark.parametrize(("name", "package"), [("gp", "torch"), ("cmaes", "cmaes")])
+def test_a_sampler_whose_package_is_missing_is_refused_at_once(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "find_spec", lambda wanted: None)
+    with pytest.raises(SearchError, match=f"--sampler {name}: .*pip install {package}"):
+        sampler(name, SPACE, None, 0)
+    monkeypatch.setattr(search_module, "find_spec", lambda wanted: wanted)
+    assert sampler(name, SPACE, None, 0) is not None
 
 
 def test_an_ask_is_quick_on_ten_thousand_configurations() -> None:
