@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
+from statistics import median
 
 from einsight.sim import strict_yaml
 from einsight.sim.hardware import DTYPES, PHASES
@@ -74,6 +75,8 @@ def added(framework: str, family: str, architecture: str, phase: str, dtypes: tu
     """The constants that a framework brings to a family on an architecture: of the nearest entry, at last by steps of compute
     capability, and of equally near ones that which was fitted on most rows.
 
+    Its own kernels are the same around all. What one fit takes for a cost per token another takes for copies, so that for a
+    family without an entry there each constant is the median over the framework's kernels of that phase.
     Empty for a framework without any entry. The launch constant is left out unless the architecture is the entry's.
     """
     entries = additions(framework)
@@ -85,8 +88,16 @@ def added(framework: str, family: str, architecture: str, phase: str, dtypes: tu
         return a.phase != phase, a.architecture != architecture, a.family != family, a.dtypes != dtypes, steps, -_rows(a)
 
     nearest = min(entries, key=far)
+    found = dict(nearest.constants)
+    if nearest.family != family:
+        kernels: dict[tuple[str, str], list[Addition]] = {}
+        for entry in entries:
+            if entry.phase == nearest.phase:
+                kernels.setdefault((entry.family, entry.architecture), []).append(entry)
+        one_each = [min(alike, key=far) for alike in kernels.values()]
+        found |= {name: median(a.constants.get(name, 0.0) for a in one_each) for name in ADDED}
     own = nearest.architecture == architecture and nearest.phase == phase
-    return {name: value for name, value in nearest.constants.items() if name != LAUNCH or own}
+    return {name: value for name, value in found.items() if name != LAUNCH or own}
 
 
 def _rows(addition: Addition) -> int:
