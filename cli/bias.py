@@ -25,7 +25,6 @@ from einsight.sim.units import format_si, format_time
 from einsight.sim.workload import Workload
 
 Number = Annotated[float, typer.Option(metavar="NUMBER")]
-Npy = typer.Option(metavar="FILE.npy")
 
 
 def run(

@@ -1,4 +1,4 @@
-"""How a cascade runs on a GPU: tiles, splits, schedule, resources. An illegal mapping is an answer with a reason."""
+"""How a cascade runs on a GPU: tiles, splits, schedule, resources."""
 
 from __future__ import annotations
 
@@ -89,23 +89,6 @@ def occupancy(arch: Architecture, shared: Array, warps: Array | int, registers_p
     limits = np.minimum(np.floor(4 * quarter / warps), np.minimum(arch.blocks.value, arch.warps.value // warps))
     blocks: Array = np.minimum(fits, limits)
     return blocks
-
-
-def why_illegal(mapping: Mapping, resources: Resources, arch: Architecture) -> str | None:
-    """The reason why the mapping cannot run with these resources, or None."""
-    if resources.shared_bytes > arch.shared_bytes_per_block.value:
-        return (
-            f"a {mapping.block_m}x{mapping.block_n} tile needs {resources.shared_bytes} bytes of shared memory; "
-            f"{arch.name} gives a block at most {arch.shared_bytes_per_block.text}"
-        )
-    if resources.registers_per_thread > arch.registers_per_thread.value:
-        return f"{resources.registers_per_thread} registers per thread; {arch.name} has {arch.registers_per_thread.text}"
-    fits = occupancy(arch, np.array(float(resources.shared_bytes)), resources.warps, resources.registers_per_thread)
-    if fits < 1:
-        return f"{resources.warps} warps of {resources.registers_per_thread} registers do not fit on an SM"
-    if mapping.blocks_per_sm > fits:
-        return f"{mapping.blocks_per_sm} blocks per SM asked, {int(fits)} fit"
-    return None
 
 
 def choose_tile(
