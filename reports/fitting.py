@@ -102,7 +102,8 @@ def calibrate(grounds: Mapping[Ground, Sequence[Sample]], family: Family) -> lis
     out = []
     for ground, made in grounds.items():
         found = fit_few(made, start, constants_for(start, ground.phase, made), MOST_ROWS)
-        width, regimes = regimes_of(made, with_constants(start, list(found.constants), list(found.constants.values())))
+        written = [float(_number(value)) for value in found.constants.values()]  # what the file will say, so that it repeats
+        width, regimes = regimes_of(made, with_constants(start, list(found.constants), written))
         devices = tuple(s.gpu.name for s in made)
         out.append(Fitted(ground, devices, found, width, regimes))
     return out

@@ -234,7 +234,7 @@ class Family:
         if steps[0] and steps[1] == 2:  # another phase on other instructions says less than what is assumed
             note = f"family {self.name}: constants assumed; none fitted for {phase} on {arch.name} or its like"
             return self._unfitted(framework, arch.name, phase, dtypes), note
-        values = {**added(fit.framework, self.name, fit.architecture, phase, dtypes), **fit.constants}
+        values = dict(fit.constants)  # what its framework adds is among them
         if foreign and additions(framework):
             values |= {name: NEUTRAL[name] for name in ADDED} | self._brought(framework, arch.name, phase, dtypes)
         if steps[1] and chip(fit.architecture)[1] != arch.shared_bytes:
@@ -268,7 +268,7 @@ class Family:
         return replace(self, constants={**self.constants, **from_others})
 
     def _brought(self, framework: str, architecture: str, phase: str, dtypes: tuple[str, str]) -> dict[str, float]:
-        """What a framework adds, as found around the nearest kernel; no copies of queries that this one reads in place."""
+        """What a framework adds (see `added`), without the copies of queries that this kernel reads in place."""
         found = dict(added(framework, self.name, architecture, phase, dtypes))
         if self.queries_in_place and DTYPE_BYTES[dtypes[0]] >= 2.0:
             found.pop("q_copy", None)

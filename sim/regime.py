@@ -23,7 +23,7 @@ RESOURCES = (
 COVERED = 0.89
 """Share of a regime's rows that its interval is set to hold: of rows that no fit saw, 85 to 95 % are then inside."""
 FEWEST = 60
-"""Rows that a regime must have: one in ten of them are what sets its ends."""
+"""Rows that a regime must have: the six or seven farthest of them set its ends."""
 MOST = 32
 """Regimes of one fit."""
 GAIN = 10.0
@@ -31,7 +31,7 @@ GAIN = 10.0
 is why the rows seen are held a little too well, and `COVERED` is above 85 %: a higher hurdle ends the search before cuts
 that only pay together."""
 LEAST = 0.01
-"""What each side is at least, relative: half of what the same shape scatters by when it is measured again."""
+"""What each side is at least, in log time: half of the noise floor of the measured tables, about 2 %."""
 CUTS = np.round([0.02, *np.arange(0.05, 1.0, 0.05), 0.98], 2)
 """Shares at which a regime can end."""
 

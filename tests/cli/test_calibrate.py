@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 
 from einsight.reports.compare import rows_of
 from einsight.reports.fitting import FEWEST_ROWS, Ground, samples, with_fits
-from einsight.reports.measured import COLUMNS, TEXTS, Measured, write
-from einsight.sim.calibration import DOUBT, Calibration, _most_doubtful, held_out, with_constants
+from einsight.reports.measured import COLUMNS, TEXTS, Measured, read, write
+from einsight.sim.calibration import DOUBT, Calibration, _most_doubtful, held_out, regimes_of, with_constants
 from einsight.sim.family import CONSTANTS, family_file, load_family
 from einsight.sim.framework import read_additions
 from einsight.sim.hardware import load_gpu
@@ -85,6 +86,22 @@ def test_the_written_family_is_the_old_one_with_fits(einsight: Einsight, tables:
     assert len(mine) == 1 and "a100-sxm-80gb.csv (sha256 " in mine[0].fitted_on and "held-out" in mine[0].error
     einsight("calibrate", tables[0], "--family", "flash2", "--out", str(again))
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_the_written_interval_is_that_of_the_written_constants(
+    einsight: Einsight, tables: list[str], tmp_path: Path
+) -> None:
+    """Constants are rounded in the file: the interval is set under those, so that it can be made again from the file alone."""
+    out = tmp_path / "fitted.yaml"
+    einsight("calibrate", tables[0], "--family", "flash2", "--out", str(out))
+    family = load_family(str(out))
+    ((ground, made),) = samples(read([Path(tables[0])]), family).items()
+    fitted, _ = family.on(made[0].gpu, ground.phase, *ground.dtypes, ground.framework)
+    half, regimes = regimes_of(made, replace(fitted, fits=()))
+    assert half == pytest.approx(fitted.constant("interval"), rel=1e-3)
+    assert [(r.shares, round(r.below, 3), round(r.above, 3)) for r in regimes.listed] == [
+        (r.shares, r.below, r.above) for r in fitted.regimes.listed
+    ]
 
 
 def test_fits_of_other_grounds_stay(einsight: Einsight, tables: list[str], tmp_path: Path) -> None:
